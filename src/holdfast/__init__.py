@@ -1,0 +1,3 @@
+"""Holdfast: provably safe reinforcement learning in JAX."""
+
+__version__ = "0.1.0"

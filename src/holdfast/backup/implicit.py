@@ -1,0 +1,108 @@
+"""The implicit control-invariant set of a backup policy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from holdfast.backup.flow import Flow, backup_flow
+from holdfast.backup.plan import AcceptanceMargins, Plan
+from holdfast.backup.policy import BackupPolicy
+from holdfast.sets import Set
+
+# Margins that do not count (after the arrival) are set to this: far from active, and finite, so that 0 * it is 0.
+_NOT_COUNTED = 1e6
+
+
+class ImplicitInvariantSet(eqx.Module):
+    """S_N = {x : the backup flow from x stays in the safe set and arrives in the base set within N steps}.
+
+    The base set is invariant and lies in the safe set, so nodes after the first arrival need no check, and "arrives at
+    some k <= N" is the same set as "is inside at N".
+
+    *Recursive feasibility.* If x is in S_N, so is F(x, pi_b(x)): its flow is that of x shifted by one, and its last
+    node is one step of the base controller from a point of the base set. Source: PS2-RL (arXiv 2606.14536), in
+    discrete time.
+
+    Attributes:
+        policy: the backup policy, with its base set.
+        safe_set: C, margins >= 0 inside.
+        horizon: N, steps.
+    """
+
+    policy: BackupPolicy
+    safe_set: Set
+    horizon: int = eqx.field(static=True)
+
+    def flow(self, x: Float[Array, " n"]) -> Flow:
+        """The backup flow from x, N + 1 nodes."""
+        return backup_flow(self.policy, self.safe_set, x, self.horizon)
+
+    def rows(self, x: Float[Array, " n"], acceptance: AcceptanceMargins | None = None) -> Float[Array, " R"]:
+        """Every margin of the flow, shape [(N+1) p + 1]: h(phi_k) up to the first arrival, then the best base margin.
+
+        Rows after the arrival hold a large constant. With `acceptance`, the acceptance margins are subtracted.
+        """
+        return _counted(self.flow(x), acceptance)
+
+    def margin(self, x: Float[Array, " n"]) -> Float[Array, ""]:
+        """Smallest row, shape []; NaN where the flow is not finite (numpy's rule, which XLA's min does not keep)."""
+        rows = self.rows(x)
+        return jnp.where(jnp.all(jnp.isfinite(rows)), jnp.min(rows), jnp.nan)
+
+    def contains(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
+        """Whether x is in S_N as this program sees it. A promise needs a committed plan, not a second look."""
+        return self.plan(x, None).certified
+
+    def plan(self, x: Float[Array, " n"], acceptance: AcceptanceMargins | None) -> Plan:
+        """Rolls out from x and returns the plan, certified if all of it clears the acceptance margins.
+
+        Acceptance is `all(h >= eps)` over nodes and constraints, never `min(h) >= eps`: XLA's min drops NaN. A NaN
+        anywhere before the arrival makes a comparison false, and NaN can not arrive.
+        """
+        system, base = self.policy.base.system, self.policy.base
+        eps_path, eps_base = _as_arrays(acceptance, x.dtype)
+
+        def look(state, k, carry):
+            ok, arrived, length, worst, nearest = carry
+            slack = self.safe_set.margin(state) - eps_path
+            base_slack = base.margin(state) - eps_base
+            node_ok = jnp.all(slack >= 0) & jnp.all(jnp.isfinite(state))
+            ok = ok & (node_ok | arrived)
+            worst = jnp.where(arrived, worst, jnp.minimum(worst, jnp.min(slack)))
+            arrives = (base_slack >= 0) & ~arrived
+            length = jnp.where(arrives, k, length)
+            return ok, arrived | arrives, length, worst, jnp.maximum(nearest, base_slack)
+
+        def advance(carry, k):
+            state, seen = carry
+            seen = look(state, k, seen)
+            action = self.policy(state)
+            return (system.step(state, action), seen), action
+
+        infinity = jnp.asarray(jnp.inf, x.dtype)
+        seen = (jnp.asarray(True), jnp.asarray(False), jnp.asarray(self.horizon, jnp.int32), infinity, -infinity)
+        steps = jnp.arange(self.horizon, dtype=jnp.int32)
+        (last, seen), actions = jax.lax.scan(advance, (x, seen), steps)
+        ok, arrived, length, worst, nearest = look(last, jnp.asarray(self.horizon, jnp.int32), seen)
+        margin = jnp.minimum(worst, nearest)
+        certified = ok & arrived
+        # A margin is a number to look at and to search a root of; a flow that broke has none.
+        margin = jnp.where(jnp.isfinite(margin) & (certified | (margin < 0)), margin, -infinity)
+        return Plan(actions, length, jnp.zeros_like(length), margin, certified)
+
+
+def _as_arrays(acceptance: AcceptanceMargins | None, dtype):
+    if acceptance is None:
+        return jnp.asarray(0.0, dtype), jnp.asarray(0.0, dtype)
+    return jnp.asarray(acceptance.path, dtype), jnp.asarray(acceptance.base, dtype)
+
+
+def _counted(flow: Flow, acceptance: AcceptanceMargins | None) -> Float[Array, " R"]:
+    eps_path, eps_base = _as_arrays(acceptance, flow.states.dtype)
+    base_slack = flow.base_margins - eps_base
+    arrived = jnp.cumsum(base_slack >= 0) > 0
+    counts = jnp.concatenate([jnp.array([True]), ~arrived[:-1]])
+    path = jnp.where(counts[:, None], flow.margins - eps_path, _NOT_COUNTED)
+    # The best node decides arrival. `max` drops no NaN that matters: a NaN node before the arrival is in `path`.
+    return jnp.concatenate([path.reshape(-1), jnp.max(base_slack)[None]])

@@ -1,0 +1,45 @@
+"""A committed plan: the promise that a safeguard keeps."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+class AcceptanceMargins(eqx.Module):
+    """How far inside a plan must lie to be accepted, so that rounding along its replay cannot lead outside.
+
+    Attributes:
+        path: eps_h, one number a constraint, in its units, shape [p].
+        base: eps_B, on the dimensionless base-set margin 1 - V/c.
+    """
+
+    path: np.ndarray
+    base: float
+
+
+class Plan(eqx.Module):
+    """An action sequence that arrives in the base set at step `length`; the base controller goes on from there.
+
+    Attributes:
+        actions: v_0..v_{N-1}, shape [N, m]; only the first `length` count.
+        length: steps to the first arrival in the base set, shape [].
+        age: steps replayed so far, shape [].
+        margin: smallest margin beyond the acceptance margins along the plan, shape [] (dimension mixed: the safe set's
+            units on the path, dimensionless at the end).
+        certified: whether the plan was accepted, shape [].
+    """
+
+    actions: Float[Array, "N m"]
+    length: Int[Array, ""]
+    age: Int[Array, ""]
+    margin: Float[Array, ""]
+    certified: Bool[Array, ""]
+
+    def next_action(self) -> Float[Array, " m"]:
+        """The planned action at the present age, shape [m]; meaningful only while `age < length`."""
+        return self.actions[jnp.clip(self.age, 0, self.actions.shape[0] - 1)]
+
+    def replayed(self) -> "Plan":
+        """The plan after its present action was applied."""
+        return eqx.tree_at(lambda plan: plan.age, self, self.age + 1)

@@ -1,0 +1,69 @@
+"""The backup policy: base controller inside the base set, any policy outside."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from holdfast.backup.base import BaseSet
+from holdfast.sets import Box
+from holdfast.systems import System
+
+
+class BackupNetwork(eqx.Module):
+    """A tanh network from scaled error coordinates to the input box; every output is admissible by construction.
+
+    Attributes:
+        layers: weights [in, out] and biases [out].
+        scale: typical size of each error coordinate, shape [e].
+        input_box: outputs are centre + half_width * tanh(.).
+    """
+
+    layers: list[tuple[Array, Array]]
+    system: System
+    scale: np.ndarray
+    input_box: Box
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
+        hidden = self.system.error(x) / jnp.asarray(self.scale, x.dtype)
+        for weight, bias in self.layers[:-1]:
+            hidden = jnp.tanh(hidden @ weight.astype(x.dtype) + bias.astype(x.dtype))
+        weight, bias = self.layers[-1]
+        squashed = jnp.tanh(hidden @ weight.astype(x.dtype) + bias.astype(x.dtype))
+        centre, half = jnp.asarray(self.input_box.centre, x.dtype), jnp.asarray(self.input_box.half_widths, x.dtype)
+        return self.input_box.clip(centre + half * squashed)
+
+    @staticmethod
+    def initialise(
+        key: Key[Array, ""], system: System, scale: np.ndarray, hidden: tuple[int, ...] = (64, 64)
+    ) -> "BackupNetwork":
+        """Random weights (LeCun normal; last layer small, so that training starts near the middle of the box)."""
+        sizes = (len(scale), *hidden, system.input_size)
+        layers = []
+        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+            gain = 0.1 if i == len(sizes) - 2 else 1.0
+            weight = gain * jax.random.normal(jax.random.fold_in(key, i), (fan_in, fan_out)) / np.sqrt(fan_in)
+            layers.append((weight, jnp.zeros(fan_out)))
+        return BackupNetwork(layers, system, np.asarray(scale, np.float64), system.input_box)
+
+
+class BackupPolicy(eqx.Module):
+    """pi_b(x): the base controller where x lies in the base set, `outside(x)` elsewhere.
+
+    Attributes:
+        base: base set and controller.
+        outside: any callable x [n] -> u [m] in the input box; None means the base controller everywhere (the analytic
+            backup).
+    """
+
+    base: BaseSet
+    outside: Callable[[Float[Array, " n"]], Float[Array, " m"]] | None = None
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
+        inside = self.base.action(x)
+        if self.outside is None:
+            return inside
+        return jnp.where(self.base.contains(x), inside, self.outside(x))

@@ -1,0 +1,76 @@
+"""Certificates: what is promised, obligation by obligation, and how each was discharged."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Discharge = Literal["proved", "checked", "sampled", "assumed", "not proved", "refuted"]
+
+MEANING: dict[str, str] = {
+    "proved": "by interval arithmetic with outward rounding, or by algebra",
+    "checked": "exhaustively, at run time, before every action",
+    "sampled": "on random samples, with a confidence bound; not a proof",
+    "assumed": "not shown here; the promise rests on it",
+    "not proved": "the attempt ran out of budget; this is not a proof",
+    "refuted": "false: a counterexample was found",
+}
+
+
+@dataclass(frozen=True)
+class Obligation:
+    """One thing that must hold for the promise to hold.
+
+    Attributes:
+        name: short name, unique within a certificate.
+        claim: the claim in plain words.
+        discharge: how it was discharged; see `MEANING`.
+        method: by what means, in plain words.
+        numbers: the numbers behind it (levels, boxes, bounds, counterexamples), JSON values.
+    """
+
+    name: str
+    claim: str
+    discharge: Discharge
+    method: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All obligations behind the safety promise of one system, safe set and base set.
+
+    Attributes:
+        subject: what it is about, in words.
+        physics: hash of the physics for which it holds.
+        obligations: in the order in which the argument needs them.
+    """
+
+    subject: str
+    physics: str
+    obligations: tuple[Obligation, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every obligation is proved, checked or assumed, or sampled where sampling decides nothing."""
+        return all(o.discharge not in ("not proved", "refuted") for o in self.obligations)
+
+    def __getitem__(self, name: str) -> Obligation:
+        for obligation in self.obligations:
+            if obligation.name == name:
+                return obligation
+        raise KeyError(f"no obligation {name!r}; there are {[o.name for o in self.obligations]}")
+
+    def with_obligation(self, obligation: Obligation) -> "Certificate":
+        """The certificate with one more obligation, or with the one of that name replaced."""
+        others = tuple(o for o in self.obligations if o.name != obligation.name)
+        return Certificate(self.subject, self.physics, (*others, obligation))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {"subject": self.subject, "physics": self.physics, "holds": self.holds} | {
+            "obligations": [asdict(o) for o in self.obligations]
+        }
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Certificate":
+        """The inverse of `to_json`."""
+        return Certificate(data["subject"], data["physics"], tuple(Obligation(**o) for o in data["obligations"]))

@@ -1,0 +1,25 @@
+"""Safeguards: sources of safe actions, maps onto them, and the stateful total safeguard that combines both."""
+
+from holdfast.safeguards.backup_source import BackupSource
+from holdfast.safeguards.boundary_projection import BoundaryProjection
+from holdfast.safeguards.map import Map
+from holdfast.safeguards.per_input import PerInput
+from holdfast.safeguards.ray import Ray
+from holdfast.safeguards.safeguard import Safeguard
+from holdfast.safeguards.source import HalfSpaces, SafeActionSet, Source
+
+MAPS = {"ray": Ray, "boundary_projection": BoundaryProjection, "per_input": PerInput}
+"""Every map by the name that the command line gives it."""
+
+__all__ = [
+    "MAPS",
+    "BackupSource",
+    "BoundaryProjection",
+    "HalfSpaces",
+    "Map",
+    "PerInput",
+    "Ray",
+    "SafeActionSet",
+    "Safeguard",
+    "Source",
+]

@@ -1,0 +1,50 @@
+"""Safe actions from the implicit invariant set of a backup policy, kept by commitment."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from holdfast.backup import AcceptanceMargins, ImplicitInvariantSet, Plan
+from holdfast.safeguards.source import Source
+from holdfast.sets import Box
+
+
+class BackupSource(Source):
+    """u is safe at x if the backup flow from F(x, u) stays safe and arrives, with margins; accepting commits that flow.
+
+    Attributes:
+        implicit_set: the implicit invariant set S_N.
+        acceptance: margins that bound the rounding of a plan's replay (`holdfast.certify`).
+    """
+
+    implicit_set: ImplicitInvariantSet
+    acceptance: AcceptanceMargins
+
+    @property
+    def input_box(self) -> Box:
+        return self.implicit_set.policy.base.system.input_box
+
+    def init(self, x: Float[Array, " n"]) -> Plan:
+        return self.implicit_set.plan(x, self.acceptance)
+
+    def check(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Plan:
+        successor = self.implicit_set.policy.base.system.step(x, u)
+        return self.implicit_set.plan(successor, self.acceptance)
+
+    def fallback(self, x: Float[Array, " n"], commitment: Plan) -> Float[Array, " m"]:
+        policy = self.implicit_set.policy
+        # After the plan has arrived the base controller goes on. Without a promise: the backup policy, for what it is.
+        closed_loop = jnp.where(commitment.certified, policy.base.action(x), policy(x))
+        replaying = commitment.certified & (commitment.age < commitment.length)
+        action = jnp.where(replaying, commitment.next_action(), closed_loop)
+        # An unreadable state leaves the rest of the plan, which goes on inside the base set, then the equilibrium input.
+        unread = commitment.certified & (commitment.age < commitment.actions.shape[0])
+        resting = jnp.asarray(policy.base.controller.equilibrium_input, action.dtype)
+        blind = jnp.where(unread, commitment.next_action(), resting)
+        return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, blind))
+
+    def after_fallback(self, commitment: Plan) -> Plan:
+        return commitment.replayed()
+
+    def rows(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, " R"]:
+        successor = self.implicit_set.policy.base.system.step(x, u)
+        return self.implicit_set.rows(successor, self.acceptance)

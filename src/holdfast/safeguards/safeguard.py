@@ -1,0 +1,214 @@
+"""The stateful, total, differentiable safeguard."""
+
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from holdfast.safeguards.compaction import where_needed
+from holdfast.safeguards.map import Map
+from holdfast.safeguards.source import SafeActionSet, Source
+from holdfast.types import Safeguarded, Status
+
+GradientMode = Literal["exact", "straight_through", "stopped"]
+
+
+class Safeguard(eqx.Module):
+    """Whatever is proposed, applies an admissible action that keeps a certified state certified.
+
+    1. *Accept*: if the source's exact check passes, the action is applied bit for bit and its commitment is kept.
+    2. *Correct*: otherwise the maps propose candidates; the nearest one (in units of the input box's half-widths) that
+       passes the same check is applied.
+    3. *Fall back*: otherwise the committed action is applied; nothing is re-evaluated to keep a promise.
+
+    Steps 1 and 3 carry the proof, step 2 decides the quality. Write for one state and `jax.vmap`: in a batch only the
+    rejected rows pay for the correction.
+
+    Attributes:
+        source: where safe actions come from.
+        maps: what proposes candidates.
+        gradient: derivative of a corrected action. "exact" (implicit function theorem), "straight_through" (identity),
+            "stopped" (zero). An accepted action always passes the gradient; a committed one is constant unless
+            "straight_through".
+    """
+
+    source: Source
+    maps: tuple[Map, ...]
+    gradient: GradientMode = eqx.field(static=True, default="exact")
+
+    def __check_init__(self):
+        if self.gradient not in ("exact", "straight_through", "stopped"):
+            raise ValueError(
+                f"Safeguard: gradient = {self.gradient!r}; give 'exact', 'straight_through' or 'stopped'"
+            )
+
+    def init(self, x: Float[Array, " n"]) -> Any:
+        """The commitment at the start of an episode at x [n]; its `certified` tells whether x is certified."""
+        return _frozen(self.source.init(x))
+
+    def step(self, state: Any, x: Float[Array, " n"], u: Float[Array, " m"]) -> tuple[Safeguarded, Any]:
+        """The admissible action for a proposal u [m] at x [n], and the next commitment. Total: never raises on numbers.
+
+        Raises:
+            ValueError: while tracing, if x or u has the wrong shape.
+        """
+        self._check_shapes(x, u)
+        decision = _decide(_frozen((self.source, self.maps, state, x, u)))
+        action = self._with_gradient(decision, x, u)
+        finite = jnp.all(jnp.isfinite(u))
+        correction = jnp.where(finite, action - jnp.where(finite, u, 0.0), 0.0)
+        return Safeguarded(action, decision.status, decision.margin, correction), decision.commitment
+
+    def guard(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Safeguarded:
+        """One step from a fresh commitment: for gradients and replay buffers. Claims no recursion."""
+        return self.step(self.init(x), x, u)[0]
+
+    def _with_gradient(self, decision: "_Decision", x, u) -> Float[Array, " m"]:
+        passes = decision.status == Status.accepted
+        if self.gradient == "stopped":
+            return jnp.where(passes, u, decision.action)
+        if self.gradient == "straight_through":
+            return _straight_through(u, decision.action)
+        return _exact((x, u), _frozen(self), decision)
+
+    def _check_shapes(self, x, u) -> None:
+        m = self.source.input_box.dimension
+        if jnp.shape(u) != (m,):
+            raise ValueError(
+                f"Safeguard.step: the action has shape {jnp.shape(u)}; the input box has {m} inputs, so give ({m},). "
+                "For a batch use jax.vmap(safeguard.step)"
+            )
+        if jnp.ndim(x) != 1:
+            raise ValueError(
+                f"Safeguard.step: the state has shape {jnp.shape(x)}; give one state, a vector. For a batch use jax.vmap"
+            )
+
+
+def _frozen(tree):
+    """The tree with no derivative through its arrays."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+class _Decision(eqx.Module):
+    """What was decided: everything the derivative needs to know about it.
+
+    `choice` counts candidates over all maps; -1: the proposal or its clip, -2: the committed action.
+    """
+
+    action: Float[Array, " m"]
+    status: Int[Array, ""]
+    margin: Float[Array, ""]
+    commitment: Any
+    known_safe: Float[Array, " m"]
+    choice: Int[Array, ""]
+
+
+def _decide(operands) -> _Decision:
+    source, maps, state, x, u = operands
+    box = source.input_box
+    finite_u, finite_x = jnp.all(jnp.isfinite(u)), jnp.all(jnp.isfinite(x))
+    known_safe = source.fallback(x, state)
+    inside = box.contains(u)
+    proposal = jnp.where(inside, u, box.clip(jnp.where(finite_u, u, known_safe)))
+    checked = source.check(x, proposal)
+    verified = checked.certified & finite_u & finite_x
+    kept = source.after_fallback(state)
+
+    none = (known_safe, kept, jnp.asarray(-2, jnp.int32))
+    rejected = ~verified & finite_u & finite_x
+    action, commitment, choice = where_needed(
+        rejected, _correct, none, (source, maps, x, proposal, known_safe, checked.margin, state.certified, kept)
+    )
+    corrected = rejected & (choice >= 0)
+    promised = state.certified | commitment.certified
+    status = jnp.select(
+        [verified & inside, verified | corrected, ~promised, ~finite_x, ~finite_u],
+        [Status.accepted, Status.corrected, Status.uncertified, Status.bad_state, Status.bad_action],
+        Status.fell_back,
+    ).astype(jnp.int32)
+    pick = lambda a, b: jnp.where(verified, a, b)  # noqa: E731
+    commitment = jax.tree.map(pick, checked, commitment)
+    margin = jnp.where(commitment.certified, commitment.margin, -jnp.inf)
+    choice = jnp.where(verified, -1, choice)
+    return _Decision(pick(proposal, action), status, margin, commitment, known_safe, choice)
+
+
+def _correct(operands):
+    """The nearest candidate that passes the check, else the committed action (choice -2)."""
+    source, maps, x, proposal, known_safe, margin, certified, kept = operands
+    box = source.input_box
+    actions = SafeActionSet(source, x, known_safe)
+    # Candidates are combinations of points of the box: clipping only takes their rounding back.
+    candidates = jnp.concatenate([each.propose(actions, proposal, margin) for each in maps] + [known_safe[None]])
+    candidates = jax.vmap(box.clip)(candidates)
+    checks = jax.vmap(source.check, in_axes=(None, 0))(x, candidates)
+    safe = checks.certified & jnp.all(jnp.isfinite(candidates), axis=1)
+    half = jnp.asarray(box.half_widths, proposal.dtype)
+    distance = jnp.sum(((candidates - proposal) / half) ** 2, axis=1)
+    # The known safe action is replayed, not re-promised; only where nothing is promised yet is it worth a check.
+    safe = safe.at[-1].set(safe[-1] & ~certified)
+    best = jnp.argmin(jnp.where(safe, distance, jnp.inf)).astype(jnp.int32)
+    found = safe[best]
+    last = candidates.shape[0] - 1
+    commitment = jax.tree.map(lambda new, old: jnp.where(found, new[best], old), checks, kept)
+    choice = jnp.where(found & (best < last), best, -2)
+    return jnp.where(found, candidates[best], known_safe), commitment, choice
+
+
+@jax.custom_jvp
+def _straight_through(u, action):
+    return action
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+@eqx.filter_custom_vjp
+def _exact(point, safeguard: Safeguard, decision: _Decision):
+    x, u = point
+    # `where` hands an accepted proposal through untouched, so that bit identity is visible in one line.
+    return jnp.where(decision.status == Status.accepted, u, decision.action)
+
+
+@_exact.def_fwd
+def _exact_forward(perturbed, point, safeguard: Safeguard, decision: _Decision):
+    return _exact(point, safeguard, decision), None
+
+
+@_exact.def_bwd
+def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, decision: _Decision):
+    x, u = point
+    box = safeguard.source.input_box
+    finite = jnp.all(jnp.isfinite(u))
+    inside = box.contains(u)
+    proposal = jnp.where(inside, u, box.clip(jnp.where(finite, u, decision.known_safe)))
+    # Kept proposals pass the cotangent; committed actions are constants; candidates ask their map.
+    kept = jnp.where(decision.choice == -1, cotangent, 0.0)
+    x_bar, u_bar = where_needed(
+        decision.choice >= 0,
+        _pull_back,
+        (jnp.zeros_like(x), kept),
+        (safeguard, x, proposal, decision.known_safe, decision.action, decision.choice, cotangent),
+    )
+    # Clipping to the box has derivative zero where it acted, one elsewhere.
+    u_bar = jnp.where((proposal == u) | (decision.status == Status.accepted), u_bar, 0.0)
+    return x_bar, u_bar
+
+
+def _pull_back(operands):
+    safeguard, x, proposal, known_safe, action, choice, cotangent = operands
+    actions = SafeActionSet(safeguard.source, x, known_safe)
+    x_bar, u_bar = jnp.zeros_like(x), jnp.zeros_like(cotangent)
+    start = 0
+    for each in safeguard.maps:
+        stop = start + each.count(proposal.shape[0])
+        mine = (choice >= start) & (choice < stop)
+        index = jnp.clip(choice - start, 0, stop - start - 1)
+        x_part, u_part, _ = each.pullback(actions, proposal, action, index, cotangent)
+        x_bar, u_bar = jnp.where(mine, x_part, x_bar), jnp.where(mine, u_part, u_bar)
+        start = stop
+    return x_bar, u_bar

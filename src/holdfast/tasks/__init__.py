@@ -1,0 +1,19 @@
+"""Tasks: a system with a purpose, a safe set, and plain settings for its safety; and how to roll them out."""
+
+from holdfast.tasks.base import SafetySettings, Task
+from holdfast.tasks.lane_keeping import LaneKeeping
+from holdfast.tasks.registry import UnknownTask, make_task, task_names
+from holdfast.tasks.rollout import Episode, reset, rollout, step
+
+__all__ = [
+    "Episode",
+    "LaneKeeping",
+    "SafetySettings",
+    "Task",
+    "UnknownTask",
+    "make_task",
+    "reset",
+    "rollout",
+    "step",
+    "task_names",
+]

@@ -1,0 +1,94 @@
+"""What a task is."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.systems import System
+
+
+class SafetySettings(eqx.Module):
+    """Plain numbers from which the safety of a task is built.
+
+    Attributes:
+        state_cost, input_cost: diagonals of Q [e] and R [m] of the base controller (discrete LQR).
+        horizon: N, steps of the backup flow.
+        level: c of the base set; None asks for the largest level that can be proved.
+    """
+
+    state_cost: tuple[float, ...] = eqx.field(static=True)
+    input_cost: tuple[float, ...] = eqx.field(static=True)
+    horizon: int = eqx.field(static=True)
+    level: float | None = eqx.field(static=True, default=None)
+
+
+class Task(eqx.Module):
+    """A system, the set it must stay in, and what is asked of it. Task state is (x, t, context).
+
+    Attributes:
+        system: what moves.
+        safe_set: C, margins >= 0 inside, with names and units.
+        state_box: the region in which states are drawn for training the backup and for measuring coverage, a `Box`
+            with n numbers.
+        safety: settings of base controller and backup horizon.
+        name: as on the command line.
+        episode_steps: length of an episode; its end is a truncation.
+    """
+
+    system: eqx.AbstractVar[System]
+    safe_set: eqx.AbstractVar[SuperlevelSet]
+    state_box: eqx.AbstractVar[Box]
+    safety: eqx.AbstractVar[SafetySettings]
+    name: eqx.AbstractClassVar[str]
+    episode_steps: eqx.AbstractClassVar[int]
+    metric_units: ClassVar[dict[str, str]] = {}
+
+    @abc.abstractmethod
+    def sample_start(self, key: Key[Array, ""]) -> Float[Array, " n"]:
+        """A start state, shape [n]."""
+
+    @abc.abstractmethod
+    def reward(
+        self,
+        x: Float[Array, " n"],
+        u: Float[Array, " m"],
+        x_next: Float[Array, " n"],
+        t: Int[Array, ""],
+        context: Any,
+    ) -> Float[Array, ""]:
+        """Reward of the step from time t, shape []. `u` is the applied action."""
+
+    def sample_context(self, key: Key[Array, ""]) -> Any:
+        """What stays fixed within an episode (a recorded series, obstacles); nothing by default."""
+        return ()
+
+    def reference(self, t: Int[Array, ""], context: Any) -> Float[Array, " n"]:
+        """The state asked for at time step t, shape [n]; the equilibrium by default. It need not be safe."""
+        return self.system.equilibrium()[0]
+
+    def observe(self, x: Float[Array, " n"], t: Int[Array, ""], context: Any) -> Float[Array, " o"]:
+        """What a policy sees, shape [o]: the state and the reference by default."""
+        return jnp.concatenate([x, self.reference(t, context).astype(x.dtype)])
+
+    def sample_state(self, key: Key[Array, ""]) -> Float[Array, " n"]:
+        """A state from the region where the backup must work, shape [n]: uniform over `state_box` by default."""
+        return self.state_box.sample(key)
+
+    def metrics(self, states: Float[Array, "T1 n"], context: Any) -> dict[str, Float[Array, ""]]:
+        """Tracking metrics of one episode from its states x_0..x_T, by name; none by default."""
+        return {}
+
+    def viable(self, x: Float[Array, " n"]) -> Bool[Array, ""] | None:
+        """Whether any input sequence keeps x safe for ever, where that is known in closed form; else None."""
+        return None
+
+    @property
+    def observation_size(self) -> int:
+        x = jax.ShapeDtypeStruct((self.system.state_size,), jnp.float32)
+        context = jax.eval_shape(self.sample_context, jax.random.key(0))
+        return jax.eval_shape(self.observe, x, jax.ShapeDtypeStruct((), jnp.int32), context).shape[0]

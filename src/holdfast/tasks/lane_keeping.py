@@ -1,0 +1,93 @@
+"""Lane keeping: follow a reference that leaves the lane, without leaving the lane."""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.systems import Unicycle, wrap
+from holdfast.tasks.base import SafetySettings, Task
+
+LANE = 1.8
+HEADING = np.pi / 3
+
+
+def _lane_margins(x):
+    y, _, psi = x
+    return jnp.stack([LANE - y, LANE + y, HEADING - psi, HEADING + psi])
+
+
+class LaneKeeping(Task):
+    """|y| <= 1.8 m and |psi| <= pi/3 for a car whose reference weaves with an amplitude of 2.5 m.
+
+    Physics, reward, reference, starts and metrics as published: PS2-RL (arXiv 2606.14536), lane keeping.
+    """
+
+    name: ClassVar = "lane-keeping"
+    episode_steps: ClassVar = 400
+    metric_units: ClassVar = {"y_rmse": "m", "v_rmse": "m/s", "psi_rmse": "rad"}
+    amplitude: ClassVar = 2.5
+    period: ClassVar = 10.0
+
+    system: Unicycle = eqx.field(default_factory=Unicycle)
+    safe_set: SuperlevelSet = eqx.field(
+        default_factory=lambda: SuperlevelSet(
+            _lane_margins, ("left lane edge", "right lane edge", "heading left", "heading right"), ("m", "m", "rad", "rad")
+        )
+    )
+    state_box: Box = eqx.field(default_factory=lambda: Box([-LANE, 0.0, -HEADING], [LANE, 12.0, HEADING]))
+    safety: SafetySettings = eqx.field(
+        default_factory=lambda: SafetySettings(state_cost=(1.0, 1.0, 1.0), input_cost=(0.01, 0.5), horizon=40)
+    )
+
+    def sample_start(self, key):
+        spread = jnp.array([0.5, 1.5, 0.2])
+        centre = jnp.array([0.0, self.system.cruise_speed, 0.0])
+        return centre + spread * jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+
+    def reference(self, t, context):
+        speed, rate = self.system.cruise_speed, 2 * np.pi / self.period
+        time = t * self.system.dt
+        slope = self.amplitude * rate * jnp.cos(rate * time) / speed
+        return jnp.stack([self.amplitude * jnp.sin(rate * time), speed + 0 * time, jnp.arcsin(jnp.clip(slope, -1, 1))])
+
+    def observe(self, x, t, context):
+        phase = 2 * np.pi / self.period * (t * self.system.dt)
+        tail = jnp.concatenate([self.reference(t, context), jnp.stack([jnp.sin(phase), jnp.cos(phase)])])
+        return jnp.concatenate([x, tail.astype(x.dtype)])
+
+    def reward(self, x, u, x_next, t, context):
+        y_ref, v_ref, psi_ref = self.reference(t + 1, context).astype(x.dtype)
+        y, v, psi = x_next
+        a, r = u
+        tracking = 20 * ((v - v_ref) / 5) ** 2 + 50 * ((y - y_ref) / LANE) ** 2
+        heading = 10 * (wrap(psi - psi_ref) / HEADING) ** 2
+        return -tracking - heading - 0.05 * ((a / 5) ** 2 + r**2)
+
+    def metrics(self, states, context):
+        times = jnp.arange(states.shape[0])
+        error = states - jax.vmap(self.reference, in_axes=(0, None))(times, context).astype(states.dtype)
+        error = error.at[:, 2].set(wrap(error[:, 2]))[1:]
+        rmse = jnp.sqrt(jnp.mean(error**2, axis=0))
+        return {"y_rmse": rmse[0], "v_rmse": rmse[1], "psi_rmse": rmse[2]}
+
+    def viable(self, x):
+        """Closed form: x is viable iff full braking while turning to psi = 0 at full rate keeps it safe.
+
+        No other input lets |y| grow less while the heading points outwards. After the heading is zero the car goes on
+        straight for ever, so ceil((pi/3) / (dt r_max)) steps decide.
+        """
+        lower, upper = self.system.input_box.lower, self.system.input_box.upper
+        brake, rate, dt = lower[0], upper[1], self.system.dt
+
+        def advance(state, _):
+            turn = jnp.clip(-state[2] / dt, -rate, rate)
+            state = self.system.step(state, jnp.stack([jnp.full_like(turn, brake), turn]))
+            return state, jnp.all(self.safe_set.margin(state) >= 0)
+
+        steps = int(np.ceil(HEADING / (dt * rate))) + 1
+        _, safe = jax.lax.scan(advance, x, None, length=steps)
+        return jnp.all(safe) & self.safe_set.contains(x)

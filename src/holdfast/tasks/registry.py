@@ -1,0 +1,26 @@
+"""Tasks by name."""
+
+from holdfast.tasks.base import Task
+from holdfast.tasks.lane_keeping import LaneKeeping
+
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (LaneKeeping,)}
+
+
+class UnknownTask(ValueError):
+    """No task has that name."""
+
+
+def task_names() -> list[str]:
+    """Names of all tasks that come with the library."""
+    return sorted(_TASKS)
+
+
+def make_task(name: str) -> Task:
+    """The task of that name, with its published settings.
+
+    Raises:
+        UnknownTask: naming the tasks there are.
+    """
+    if name not in _TASKS:
+        raise UnknownTask(f"task = {name!r} is unknown; the tasks are: {', '.join(task_names())}")
+    return _TASKS[name]()

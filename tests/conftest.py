@@ -1,0 +1,15 @@
+"""Strict JAX for every test: 64-bit, rank promotion raises, warnings are errors (pyproject)."""
+
+import os
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compile time is the suite's main cost: share compiled programs between runs and workers.
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("HOLDFAST_TEST_CACHE", str(Path(__file__).parents[1] / ".cache" / "jax-tests")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
