@@ -18,17 +18,17 @@ class BackupNetwork(eqx.Module):
 
     Attributes:
         layers: weights [in, out] and biases [out].
-        scale: typical size of each error coordinate, shape [e].
+        scale: typical size of each error coordinate, shape [e]; fixed, not trained.
         input_box: outputs are centre + half_width * tanh(.).
     """
 
     layers: list[tuple[Array, Array]]
     system: System
-    scale: np.ndarray
+    scale: Float[Array, " e"]
     input_box: Box
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
-        hidden = self.system.error(x) / jnp.asarray(self.scale, x.dtype)
+        hidden = self.system.error(x) / jax.lax.stop_gradient(self.scale).astype(x.dtype)
         for weight, bias in self.layers[:-1]:
             hidden = jnp.tanh(hidden @ weight.astype(x.dtype) + bias.astype(x.dtype))
         weight, bias = self.layers[-1]
@@ -38,16 +38,16 @@ class BackupNetwork(eqx.Module):
 
     @staticmethod
     def initialise(
-        key: Key[Array, ""], system: System, scale: np.ndarray, hidden: tuple[int, ...] = (64, 64)
+        key: Key[Array, ""], system: System, scale: Float[Array, " e"], hidden: tuple[int, ...] = (64, 64)
     ) -> "BackupNetwork":
         """Random weights (LeCun normal; last layer small, so that training starts near the middle of the box)."""
-        sizes = (len(scale), *hidden, system.input_size)
+        sizes = (scale.shape[0], *hidden, system.input_size)
         layers = []
         for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
             gain = 0.1 if i == len(sizes) - 2 else 1.0
             weight = gain * jax.random.normal(jax.random.fold_in(key, i), (fan_in, fan_out)) / np.sqrt(fan_in)
             layers.append((weight, jnp.zeros(fan_out)))
-        return BackupNetwork(layers, system, np.asarray(scale, np.float64), system.input_box)
+        return BackupNetwork(layers, system, jnp.asarray(scale), system.input_box)
 
 
 class BackupPolicy(eqx.Module):

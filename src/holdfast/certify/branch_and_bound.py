@@ -41,7 +41,9 @@ class Budget:
         return Budget(max_boxes, time.monotonic() + max_seconds)
 
 
-def search(judge: Callable[[np.ndarray, np.ndarray], Judgement], lo, hi, budget: Budget, batch: int = _BATCH) -> Outcome:
+def search(
+    judge: Callable[[np.ndarray, np.ndarray], Judgement], lo, hi, budget: Budget, batch: int = _BATCH
+) -> Outcome:
     """Judge the box lo..hi [n], splitting what is not settled. Depth first, so memory stays small.
 
     Boxes are kept as bounds and split at a float between them: the two halves share that float, so nothing is lost.

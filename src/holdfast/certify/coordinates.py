@@ -1,8 +1,8 @@
 """Coordinates in which a quadratic base set is a ball and the linear closed loop is as decoupled as it can be.
 
-For V(e) = e'Pe and the linearisation A of the closed loop, coordinates y with e = S y are chosen so that V(e) ~ |y|^2 and
-V(Ae) ~ sum_i q_i y_i^2. All matrices are ordinary float64 matrices: the proof is made for the *floats*, and what they miss
-of the ideal identities is enclosed in intervals and paid for:
+For V(e) = e'Pe and the linearisation A of the closed loop, coordinates y with e = S y are chosen so that V(e) ~ |y|^2
+and V(Ae) ~ sum_i q_i y_i^2. All matrices are ordinary float64 matrices: the proof is made for the *floats*, and what
+they miss of the ideal identities is enclosed in intervals and paid for:
 
     S'PS = I + E,  |E| <= mu   gives   (1 - mu) |y|^2 <= V(S y) <= (1 + mu) |y|^2, and that S is invertible and P > 0;
     T S = I + F,   |F| <= phi  gives   V(x) <= (1 + mu) / (1 - phi)^2 |T x|^2 for every x, as x = S y and
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from holdfast.certify import interval as iv
+from holdfast.certify import linear
 from holdfast.certify.interval import Interval
 
 
@@ -27,12 +27,13 @@ from holdfast.certify.interval import Interval
 class RotationSymmetry:
     """A declared symmetry of the closed loop: it commutes with a common rotation of several coordinate pairs.
 
-    Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b], maps solutions to
-    solutions and leaves V unchanged. Every state can then be turned so that one coordinate is zero and one (with `mirror`
-    two) non-negative, and only those states need a proof. This saves two to three of the dimensions to be split.
+    Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b], maps
+    solutions to solutions and leaves V unchanged. Every state can then be turned so that one coordinate is zero and
+    one (with `mirror` two) non-negative, and only those states need a proof. This saves two to three of the
+    dimensions to be split.
 
-    The matrix P must have the symmetry exactly (`symmetrise` makes it so). That `step` has it is checked numerically, at
-    sampled points: in a certificate it stays an obligation of its own, to be shown by algebra.
+    The matrix P must have the symmetry exactly (`symmetrise` makes it so). That `step` has it is checked numerically,
+    at sampled points: in a certificate it stays an obligation of its own, to be shown by algebra.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -142,14 +143,14 @@ def normal_coordinates(step: Callable, P: np.ndarray, symmetry: RotationSymmetry
     T = np.linalg.inv(S)
     exact = lambda matrix: Interval.constant(matrix)  # noqa: E731
     identity = exact(np.eye(n))
-    form = iv.matmul(iv.matmul(exact(S.T), exact(P)), exact(S))
+    form = linear.matmul(linear.matmul(exact(S.T), exact(P)), exact(S))
     form = Interval(0.5 * (form.lo + form.lo.swapaxes(0, 1)), 0.5 * (form.hi + form.hi.swapaxes(0, 1)))
     mu = _norm(form - identity) + 1e-15
-    phi = _norm(iv.matmul(exact(T), exact(S)) - identity) + 1e-15
+    phi = _norm(linear.matmul(exact(T), exact(S)) - identity) + 1e-15
     if not (mu < 1e-3 and phi < 1e-3):
         raise ValueError("P is too ill conditioned for a proof in float64: rescale the error coordinates")
-    linear = T @ A @ S
-    gram = iv.matmul(exact(linear.T), exact(linear))
+    drift = T @ A @ S
+    gram = linear.matmul(exact(drift.T), exact(drift))
     q = np.diag(gram.midpoint[..., 0]).copy()
     remainder = _norm(gram - exact(np.diag(q)))
-    return NormalCoordinates(S, T, linear, q, remainder, mu, phi)
+    return NormalCoordinates(S, T, drift, q, remainder, mu, phi)

@@ -1,8 +1,9 @@
 """Interpretation of JAX functions in an abstract domain (intervals, slopes, rounding errors).
 
 The function is traced once, under float64 whatever the caller's setting, to a jaxpr (JAX's intermediate program);
-each equation is then carried out by the domain's own rule, in numpy. Programs are read as statements about real numbers:
-a conversion between float types is the identity (rounding is bounded apart, see `holdfast.certify.rounding`).
+each equation is then carried out by the domain's own rule, in numpy. Programs are read as statements about real
+numbers: a conversion between float types is the identity (rounding is bounded apart, see
+`holdfast.certify.rounding`).
 
 Integers and booleans that do not depend on the arguments are computed exactly by JAX itself. Data movement (slice,
 stack, gather...) is exact in every domain: the primitive runs once on the flat indices of its operands, and the result
@@ -28,10 +29,10 @@ class UnsupportedPrimitive(NotImplementedError):
     def __init__(self, primitive: str, function: str, detail: str = ""):
         self.primitive = primitive
         super().__init__(
-            f"{function} uses the JAX primitive '{primitive}'{detail}, for which there is no enclosure rule, so nothing "
-            f"can be proved about it. Rewrite that part of {function} with supported operations (arithmetic, powers, "
-            "sqrt, exp, log, trigonometric and hyperbolic functions, min, max, clip, where, round, matrix products, sums, "
-            "indexing with fixed indices, scan of fixed length), or add a rule in holdfast.certify."
+            f"{function} uses the JAX primitive '{primitive}'{detail}, for which there is no enclosure rule, so "
+            f"nothing can be proved about it. Rewrite that part of {function} with supported operations (arithmetic, "
+            "powers, sqrt, exp, log, trigonometric and hyperbolic functions, min, max, clip, where, round, matrix "
+            "products, sums, indexing with fixed indices, scan of fixed length), or add a rule in holdfast.certify."
         )
 
 
@@ -72,12 +73,23 @@ def gather_intervals(values: list[Interval], sizes: list[int], index: np.ndarray
 
 # Which operands of a data movement carry data; the others are indices and must be known.
 _MOVES: dict[str, slice | tuple[int, ...]] = {
-    name: (0,)
-    for name in (
-        "slice squeeze reshape broadcast_in_dim transpose rev expand_dims gather dynamic_slice split copy copy_p "
-        "stop_gradient unstack device_put optimization_barrier"
-    ).split()
-} | {
+    "broadcast_in_dim": (0,),
+    "copy": (0,),
+    "copy_p": (0,),
+    "device_put": (0,),
+    "dynamic_slice": (0,),
+    "expand_dims": (0,),
+    "gather": (0,),
+    "optimization_barrier": slice(None),
+    "reshape": (0,),
+    "rev": (0,),
+    "slice": (0,),
+    "split": (0,),
+    "squeeze": (0,),
+    "stop_gradient": (0,),
+    "tile": (0,),
+    "transpose": (0,),
+    "unstack": (0,),
     "concatenate": slice(None),
     "stack": slice(None),
     "pad": slice(None),
@@ -91,6 +103,7 @@ _CALLS = {
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
     "remat": "jaxpr",
+    "remat2": "jaxpr",
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -164,6 +177,8 @@ class Program:
             return self._move(domain, equation, values)
         if name in _COMPARISONS:
             a, b = (_lift_bool(v) if isinstance(v, np.ndarray) else domain.enclosure(v) for v in values)
+            if equation.invars[0] is equation.invars[1] and name in ("eq", "ne"):
+                return [self._is_nan(a, name == "ne")]
             return [iv.compare(name, a, b)]
         if equation.invars and all(atom.aval.dtype == bool for atom in equation.invars):
             result = self._logic(name, params, [_lift_bool(v) for v in values])
@@ -200,13 +215,21 @@ class Program:
 
     def _convert(self, domain: Domain, equation, value):
         source, target = equation.invars[0].aval.dtype, np.dtype(equation.params["new_dtype"])
-        if source == bool and target != bool:
-            return domain.select(value, domain.constant(np.zeros(())), domain.constant(np.ones(())))
-        if target == bool:
-            return value if source == bool else iv.compare("ne", domain.enclosure(value), Interval.constant(0.0))
+        if source.kind == "b":
+            one_or_zero = (domain.constant(np.zeros(())), domain.constant(np.ones(())))
+            return value if target.kind == "b" else domain.select(value, *one_or_zero)
+        if target.kind == "b":
+            return iv.compare("ne", domain.enclosure(value), Interval.constant(0.0))
         if np.issubdtype(target, np.integer) and np.issubdtype(source, np.floating):
             return domain.rules["truncate"](value)
         return value
+
+    @staticmethod
+    def _is_nan(x: Interval, answer: bool) -> Interval:
+        """x != x is how programs ask for NaN: a bounded interval is none, anything else may be one."""
+        known = np.isfinite(x.lo) & np.isfinite(x.hi)
+        no = Interval(np.zeros_like(known), ~known)
+        return no if answer else Interval(~no.hi, ~no.lo)
 
     def _logic(self, name: str, params: dict, values: list[Interval]) -> Interval | None:
         if name == "not":
@@ -292,9 +315,10 @@ class Program:
         out_shape, terms = equation.outvars[0].aval.shape, []
         for k in range(left.shape[-1]):
             rows, columns = left[..., k].reshape(out_shape), right[..., k].reshape(out_shape)
-            x = domain.gather([a], [int(np.prod(shapes[0], dtype=int))], rows)
+            x = domain.gather([a], [self._size(shapes[0])], rows)
             # x @ x is a sum of squares: hand the same object over, so that the domain sees it.
-            y = x if a is b and (rows == columns).all() else domain.gather([b], [right.size and self._size(shapes[1])], columns)
+            same = a is b and (rows == columns).all()
+            y = x if same else domain.gather([b], [self._size(shapes[1])], columns)
             terms.append(domain.rules["mul"](x, y))
         return domain.total(terms)
 
@@ -410,7 +434,8 @@ def interval_eval(function: Callable, *args):
         function: a JAX function of unbatched arrays (or pytrees of them); arrays it closes over are exact constants.
         args: pytrees whose leaves are `Interval`s [..., boxes], or plain arrays [...] (exactly known).
 
-    Returns: the function's result with every array [...] replaced by an `Interval` [..., boxes] that contains its value at
+    Returns: the function's result with every array [...] replaced by an `Interval` [..., boxes] that contains its
+    value at
         every point of the box; NaN bounds where the function may be undefined.
     Errors: `UnsupportedPrimitive` names a primitive without a rule.
     Source: natural interval extension (Moore 1966), outward rounded.

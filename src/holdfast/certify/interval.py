@@ -174,9 +174,10 @@ def hull(a: Interval, b: Interval) -> Interval:
     return Interval(np.minimum(a.lo, b.lo), np.maximum(a.hi, b.hi))
 
 
-def intersect(a: Interval, b: Interval) -> Interval:
-    """Both enclose the same value, so an undefined bound of one is replaced by the other's."""
-    return Interval(np.fmax(a.lo, b.lo), np.fmin(a.hi, b.hi))
+def refine(a: Interval, b: Interval) -> Interval:
+    """The intersection of two enclosures of one value. Where b is undefined a stands; where a is, it stays so."""
+    lo = np.maximum(a.lo, np.where(np.isnan(b.lo), -_INF, b.lo))
+    return Interval(lo, np.minimum(a.hi, np.where(np.isnan(b.hi), _INF, b.hi)))
 
 
 def select(which: Interval, if_false: Interval, if_true: Interval) -> Interval:
@@ -451,23 +452,3 @@ def rem(a: Interval, b: Interval) -> Interval:
     lo, hi = np.where(constant, plain.lo, coarse.lo), np.where(constant, plain.hi, coarse.hi)
     bad = ~((b.lo > 0) | (b.hi < 0)) | ~(np.isfinite(a.lo) & np.isfinite(a.hi))
     return Interval(np.where(bad, np.nan, lo), np.where(bad, np.nan, hi))
-
-
-def quadratic_form(matrix: np.ndarray, x: Interval) -> Interval:
-    """x' M x for a float matrix [n, n] and x [n, boxes] -> [boxes]; the two off-diagonal terms are joined."""
-    n = matrix.shape[0]
-    total = Interval(np.zeros(1), np.zeros(1))
-    for i in range(n):
-        total = add(total, mul(_lift(matrix[i, i]), square(x[i])))
-        for j in range(i):
-            weight = add(_lift(matrix[i, j]), _lift(matrix[j, i]))
-            total = add(total, mul(weight, mul(x[i], x[j])))
-    return total
-
-
-def matmul(a: Interval, b: Interval) -> Interval:
-    """Product of interval matrices a [m, k, boxes] and b [k, n, boxes] -> [m, n, boxes]."""
-    total = mul(a[:, 0, None], b[None, 0])
-    for k in range(1, a.shape[1]):
-        total = add(total, mul(a[:, k, None], b[None, k]))
-    return total

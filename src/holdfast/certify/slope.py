@@ -5,10 +5,10 @@ For a function f and a box X the *slope* is an interval matrix J and a *jump* bo
     f(x1) - f(x2)  is in  J (x1 - x2) + [-j, j].
 
 Where f is continuously differentiable, J encloses the Jacobian and j = 0 (mean value theorem; Moore 1966, Krawczyk and
-Neumaier 1985 for slopes). max, min, clip and abs give the hull of the pieces' slopes, decided by comparing the operands,
-never the result with itself (that is what JAX's own derivative of `max` does, and an interval compared with its own
-result is always "maybe"). round, floor, sign and an undecided `where` have no derivative bound; they enter through j.
-Differentiating the traced derivative instead would be unsound there: JAX's derivative of `round` is zero.
+Neumaier 1985 for slopes). max, min, clip and abs give the hull of the pieces' slopes, decided by comparing the
+operands, never the result with itself (that is what JAX's own derivative of `max` does, and an interval compared with
+its own result is always "maybe"). round, floor, sign and an undecided `where` have no derivative bound; they enter
+through j. Differentiating the traced derivative instead would be unsound there: JAX's derivative of `round` is zero.
 
 A value is carried with its slopes in arrays of shape ``value_shape + (columns, boxes)``; the last column is the jump.
 """
@@ -70,7 +70,7 @@ def _inverse(x: Interval) -> Interval:
 
 
 #: Derivative of each function of one variable, from its argument x and its value y.
-_DERIVATIVES: dict[str, Callable[[Interval, Interval], Interval]] = {
+DERIVATIVES: dict[str, Callable[[Interval, Interval], Interval]] = {
     "sin": lambda x, y: iv.cos(x),
     "cos": lambda x, y: iv.neg(iv.sin(x)),
     "tan": lambda x, y: iv.add(_ONE, iv.square(y)),
@@ -100,7 +100,7 @@ class SlopeDomain:
 
     def __init__(self, inputs: int):
         self.inputs = inputs
-        self.rules: dict[str, Callable] = {name: self._smooth(name) for name in _DERIVATIVES}
+        self.rules: dict[str, Callable] = {name: self._smooth(name) for name in DERIVATIVES}
         self.rules |= {name: self._step(rule) for name, rule in STEPS.items()}
         self.rules |= {
             "neg": lambda x, **_: Slope(iv.neg(x.value), _minus(x.columns)),
@@ -162,7 +162,7 @@ class SlopeDomain:
         return Interval(-columns, columns)
 
     def _smooth(self, name: str) -> Callable:
-        function, derivative = UNARY[name], _DERIVATIVES[name]
+        function, derivative = UNARY[name], DERIVATIVES[name]
 
         def rule(x: Slope, **_) -> Slope:
             value = function(x.value)

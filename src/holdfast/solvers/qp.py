@@ -418,24 +418,30 @@ def _kkt_tangents(primals, tangents):
     du, dA, db, dlower, dupper, dweights, *_ = tangents
     m = len(u)
     eye = jnp.eye(m, dtype=A.dtype)
-    index = jnp.where(working.used, working.index, 0)
+    # Double where: unless solved, every coefficient must be finite too, since 0 * NaN is NaN in the transpose.
+    offset = jnp.where(solved, value - u, 0.0)
+    v = jnp.where(solved, value, 0.0)
+    weights = jnp.where(solved, weights, 1.0)
+    used = working.used & solved
+    index = jnp.where(used, working.index, 0)
 
     def at_working_rows(array):
-        used = working.used.reshape(m, *[1] * (array.ndim - 1))
-        return jnp.where(used, array[index], 0.0)
+        mask = used.reshape(m, *[1] * (array.ndim - 1))
+        return jnp.where(mask, array[index], 0.0)
 
     norms = jnp.sqrt(jnp.sum((jnp.concatenate([A, eye, -eye])[index] / weights[None, :]) ** 2, axis=1))
-    norms = jnp.where(working.used, norms, 1.0)
+    norms = jnp.where(used, norms, 1.0)
     dN = at_working_rows(jnp.concatenate([dA, jnp.zeros((2 * m, m), A.dtype)]))
     dbeta = at_working_rows(jnp.concatenate([db, dlower, -dupper]))
     λ = at_working_rows(multipliers)
-    N, inverse = working.normals, working.inverse
+    N = jnp.where(used[:, None], working.normals, 0.0)
+    inverse = jnp.where(used[None, :], working.inverse, 0.0)
     # One Newton-Schulz step removes what the rank-one updates have lost.
     inverse = 2 * inverse - inverse @ (N @ inverse)
 
-    y = weights * du - 2 * dweights * (value - u) + (dN.T @ λ) / weights
-    dz = y - inverse @ (N @ y) + inverse @ ((dbeta - dN @ value) / norms)
+    y = weights * du - 2 * dweights * offset + (dN.T @ λ) / weights
+    dz = y - inverse @ (N @ y) + inverse @ ((dbeta - dN @ v) / norms)
     dλ = (inverse.T @ (dz - y)) / norms
-    dmultipliers = jnp.zeros_like(multipliers).at[index].add(jnp.where(working.used, dλ, 0.0))
+    dmultipliers = jnp.zeros_like(multipliers).at[index].add(jnp.where(used, dλ, 0.0))
     dvalue = jnp.where(solved, dz / weights, 0.0)
     return (value, multipliers), (dvalue, jnp.where(solved, dmultipliers, 0.0))

@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import System
+from holdfast.tasks.scene import Scene
 
 
 class SafetySettings(eqx.Module):
@@ -85,6 +87,20 @@ class Task(eqx.Module):
 
     def viable(self, x: Float[Array, " n"]) -> Bool[Array, ""] | None:
         """Whether any input sequence keeps x safe for ever, where that is known in closed form; else None."""
+        return None
+
+    def scene(self, states: np.ndarray, t: int, context: Any, futures: dict[str, np.ndarray]) -> Scene | None:
+        """What the task looks like at step t of an episode, for animations; None where states over time must do.
+
+        Runs on the host, in numpy.
+
+        Args:
+            states: x_0..x_T of the whole episode, shape [T+1, n].
+            t: the step to show.
+            context: of the episode.
+            futures: state sequences [K+1, n] that start at x_t, by role: "backup" is the backup plan from there,
+                "proposed" what would follow the proposed action. Those that are not known are left out.
+        """
         return None
 
     @property

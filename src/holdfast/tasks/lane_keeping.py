@@ -10,6 +10,7 @@ import numpy as np
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import Unicycle, wrap
 from holdfast.tasks.base import SafetySettings, Task
+from holdfast.tasks.scene import Polyline, Rectangle, Scene
 
 LANE = 1.8
 HEADING = np.pi / 3
@@ -91,3 +92,34 @@ class LaneKeeping(Task):
         steps = int(np.ceil(HEADING / (dt * rate))) + 1
         _, safe = jax.lax.scan(advance, x, None, length=steps)
         return jnp.all(safe) & self.safe_set.contains(x)
+
+    def scene(self, states, t, context, futures):
+        """Seen from above, moving with the car; the limits hold for the car's centre."""
+        left, right, top = -9.0, 21.0, 3.0
+        distance = self._distance(states)
+        ahead = distance - distance[t]
+        reference = np.asarray(jax.vmap(self.reference, in_axes=(0, None))(jnp.arange(len(states)), context))
+
+        def path(along, across, role):
+            shown = (along >= left - 1) & (along <= right + 1)
+            return Polyline(np.stack([along[shown], across[shown]], axis=1), role)
+
+        def strip(bottom, top, role):
+            return Rectangle(((left + right) / 2, (bottom + top) / 2), (right - left, top - bottom), role)
+
+        # Dashes of 1.5 m every 4 m, fixed to the road.
+        first = 4.0 * np.floor((left + distance[t]) / 4.0) - distance[t]
+        dashes = tuple(Rectangle((first + 4.0 * k, 0.0), (1.5, 0.08), "scenery") for k in range(9))
+        limits = tuple(Polyline(np.array([[left, y], [right, y]]), "limit") for y in (-LANE, LANE))
+        shapes = (strip(-top, -LANE, "unsafe"), strip(LANE, top, "unsafe"), *limits, *dashes)
+        # The reference is drawn where the car is at the same time, so that the gap between them is the error.
+        shapes += (path(ahead, reference[:, 0], "reference"), path(ahead[: t + 1], states[: t + 1, 0], "trail"))
+        shapes += tuple(path(self._distance(f), f[:, 0], role) for role, f in futures.items())
+        y, _, psi = states[t]
+        shapes += (Rectangle((0.0, float(y)), (2.6, 1.1), "body", float(psi)),)
+        return Scene(shapes, (left, right, -top, top), ("ahead of the car (m)", "across the road (m)"))
+
+    def _distance(self, states: np.ndarray) -> np.ndarray:
+        """Distance along the road from the first of states [K, 3], shape [K], in m."""
+        travelled = np.cumsum(states[:-1, 1] * np.cos(states[:-1, 2])) * self.system.dt
+        return np.concatenate([[0.0], travelled])

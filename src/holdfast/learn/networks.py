@@ -1,0 +1,65 @@
+"""Networks of the learning algorithms."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from holdfast.sets import Box
+
+
+class Network(eqx.Module):
+    """A fully connected network with tanh hidden layers, weights [in, out].
+
+    Attributes:
+        layers: weights and biases, first to last.
+    """
+
+    layers: list[tuple[Array, Array]]
+
+    def __call__(self, x: Float[Array, " i"]) -> Float[Array, " j"]:
+        for weight, bias in self.layers[:-1]:
+            x = jnp.tanh(x @ weight + bias)
+        weight, bias = self.layers[-1]
+        return x @ weight + bias
+
+    @staticmethod
+    def initialise(key: Key[Array, ""], sizes: tuple[int, ...], last_gain: float = 0.01) -> "Network":
+        """Orthogonal weights, zero biases; a small last layer starts a policy near its mean."""
+        keys = jax.random.split(key, len(sizes) - 1)
+        gains = [np.sqrt(2.0)] * (len(sizes) - 2) + [last_gain]
+        orthogonal = jax.nn.initializers.orthogonal
+        return Network(
+            [
+                (orthogonal(gain)(k, (i, j)), jnp.zeros(j))
+                for k, gain, i, j in zip(keys, gains, sizes[:-1], sizes[1:])
+            ]
+        )
+
+
+class TanhGaussian(eqx.Module):
+    """A stochastic policy: tanh of a Gaussian, scaled to the input box. Called, it is its own deterministic mean.
+
+    Attributes:
+        network: normalised observation [o] -> mean before the tanh [m].
+        log_std: state-independent, shape [m].
+        input_box: outputs are centre + half_width * tanh(.).
+    """
+
+    network: Network
+    log_std: Float[Array, " m"]
+    input_box: Box
+
+    def __call__(self, observation: Float[Array, " o"]) -> Float[Array, " m"]:
+        return self._squash(self.network(observation))
+
+    def sample(self, observation: Float[Array, " o"], noise: Float[Array, " m"]) -> Float[Array, " m"]:
+        """The action for standard normal noise [m], reparametrised so that gradients flow through the noise."""
+        return self._squash(self.network(observation) + jnp.exp(self.log_std) * noise)
+
+    def _squash(self, raw):
+        centre = jnp.asarray(self.input_box.centre, raw.dtype)
+        half = jnp.asarray(self.input_box.half_widths, raw.dtype)
+        # The clip only takes back rounding of centre + half, so that every proposal is admissible.
+        return self.input_box.clip(centre + half * jnp.tanh(raw))

@@ -1,0 +1,48 @@
+"""One gradient step, with its finiteness counted.
+
+JAX arrays are what is learned; NumPy arrays and Python numbers are the problem (physics, bounds, weights) and never move.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def learned(model: Any) -> tuple[Any, Any]:
+    """(floating-point JAX arrays, the rest), as `equinox.partition`."""
+    return eqx.partition(model, lambda leaf: isinstance(leaf, jax.Array) and eqx.is_inexact_array(leaf))
+
+
+def value_and_gradient(loss: Callable[..., tuple[jax.Array, Any]], model: Any, *args):
+    """((loss, aux), gradient by the learned arrays of the model) of loss(model, *args)."""
+    arrays, rest = learned(model)
+    return jax.value_and_grad(lambda a: loss(eqx.combine(a, rest), *args), has_aux=True)(arrays)
+
+
+def adam(peak: float, updates: int, clip: float) -> optax.GradientTransformation:
+    """Adam with cosine decay to a twentieth of the peak rate, gradients clipped by global norm."""
+    schedule = optax.cosine_decay_schedule(peak, updates, alpha=0.05)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adam(schedule, b1=0.9, b2=0.98))
+
+
+def start(optimiser: optax.GradientTransformation, model: Any):
+    """Optimiser state for the learned arrays of a model."""
+    return optimiser.init(learned(model)[0])
+
+
+def descend(optimiser: optax.GradientTransformation, gradient, optimiser_state, model):
+    """Model and optimiser state after one step, and 1 if the gradient was not finite (then nothing moves), else 0."""
+    arrays, rest = learned(model)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]))
+    updates, moved = optimiser.update(gradient, optimiser_state, arrays)
+
+    def keep(new, old):
+        return jnp.where(finite, new, old)
+
+    stepped = jax.tree.map(keep, optax.apply_updates(arrays, updates), arrays)
+    moved = jax.tree.map(keep, moved, optimiser_state)
+    return eqx.combine(stepped, rest), moved, (~finite).astype(jnp.int32)
