@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from holdfast.certify.interpreter import UNARY
 from holdfast.certify.interval import Interval
 from holdfast.certify.rounding import flow_deviation, rounding_error
+from holdfast.certify.slope import DERIVATIVES
 from test_interval import CASES, POINTS, random_boxes
 from test_invariance_proof import INPUT_LIMITS, unicycle_step
 
@@ -71,6 +73,27 @@ def test_wrap_costs_rounding_inside_and_a_jump_across():
     assert rounding_error(wrap, (3.0, 3.3)) >= 6.2
 
 
+@pytest.mark.parametrize("name", sorted(UNARY.keys() & DERIVATIVES.keys() - {"neg", "abs", "square"}))
+def test_assumed_accuracy_of_functions_holds_here(name):
+    """The trusted base, probed: XLA's float32 functions against float64, near their zeros and extremes too."""
+    rng = np.random.default_rng(0)
+    near = np.arange(-7, 8)[:, None] * np.pi / 2 + rng.choice([-1, 1], (15, 2000)) * 10 ** rng.uniform(
+        -8, -2, (15, 2000)
+    )
+    x = np.concatenate([rng.uniform(-12, 12, 50_000), near.ravel(), 10 ** rng.uniform(-8, 0, 20_000)])
+    x = x.astype(np.float32)
+    function = getattr(jax.lax, name)
+    if name in ("asin", "acos"):
+        x = x[np.abs(x) <= 1]
+    elif name in ("log", "sqrt", "rsqrt"):
+        x = x[x > 1e-6]
+    elif name == "log1p":
+        x = x[x > -0.9]
+    measured = deviation(function, x[:, None, None])[:, 0, 0]
+    bound = rounding_error(function, Interval.boxes(x, x))
+    assert (measured <= bound).all(), x[np.argmax(measured - bound)]
+
+
 STATE_BOX = (np.array([-1.8, 0.0, -1.1]), np.array([1.8, 12.0, 1.1]))
 
 
@@ -104,7 +127,9 @@ def test_flow_deviation_bounds_replays_in_two_programs():
 
 def test_flow_deviation_reports_the_jump_of_a_wrap():
     lo, hi = STATE_BOX
-    bound = flow_deviation(unicycle_step, (lo - np.array([0, 0, 3]), hi + np.array([0, 0, 3])), (-INPUT_LIMITS, INPUT_LIMITS), 3)
+    bound = flow_deviation(
+        unicycle_step, (lo - np.array([0, 0, 3]), hi + np.array([0, 0, 3])), (-INPUT_LIMITS, INPUT_LIMITS), 3
+    )
     assert not (bound[1, 2] < 6)
 
 

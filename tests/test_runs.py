@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_named(tmp_path, like, field, seen, expected):
 
 def test_other_physics_is_refused(tmp_path):
     save_checkpoint(tmp_path, {"w": jnp.zeros(2)}, {"task": "t", "physics": "old"})
-    with pytest.raises(CheckpointMismatch, match=r"physics is 'old', expected 'new'.*verify and train again"):
+    with pytest.raises(CheckpointMismatch, match=r"physics is 'old', expected 'new'.*.*train again"):
         load_checkpoint(tmp_path, {"w": jnp.zeros(2)}, {"task": "t", "physics": "new"})
     with pytest.raises(CheckpointMismatch, match="algorithm is None"):
         load_checkpoint(tmp_path, {"w": jnp.zeros(2)}, {"algorithm": "shac"})
@@ -341,7 +341,7 @@ def test_names_jit_and_derivative_rules_do_not_count():
 def test_one_body_called_twice_is_read_twice():
     """Traces are cached, so two calls share one body and its variables."""
     square = jax.jit(lambda v: v * v)
-    assert _hash(lambda x, u: square(square(x))) == _hash(lambda x, u: (x * x) * (x * x)) or True
+    assert _hash(lambda x, u: square(square(x))) != _hash(lambda x, u: square(x))
     assert _hash(lambda x, u: square(x) + square(u).sum()) != _hash(lambda x, u: square(x) + square(x).sum())
 
 
@@ -404,13 +404,13 @@ def test_configs_come_back_equal():
     ("change", "message"),
     [
         ({"sed": 1}, r"Settings\.sed = 1: there is no such field; did you mean 'seed'"),
-        ({"seed": 1.0}, r"Settings\.seed = 1\.0 is a float; it must be a int"),
+        ({"seed": 1.0}, r"Settings\.seed = 1\.0 is a float; it must be int"),
         ({"seed": True}, r"Settings\.seed = True is a bool"),
-        ({"rate": "fast"}, r"Settings\.rate = 'fast' is a str; it must be a float"),
-        ({"level": "high"}, r"Settings\.level = 'high' is a str; it must be a float or null"),
-        ({"widths": [64, "64"]}, r"Settings\.widths\[1\] = '64' is a str; it must be a int"),
+        ({"rate": "fast"}, r"Settings\.rate = 'fast' is a str; it must be float"),
+        ({"level": "high"}, r"Settings\.level = 'high' is a str; it must be float or null"),
+        ({"widths": [64, "64"]}, r"Settings\.widths\[1\] = '64' is a str; it must be int"),
         ({"map": "mirror"}, r"Settings\.map = 'mirror' .* one of 'ray', 'boundary'"),
-        ({"guarded": 1}, r"Settings\.guarded = 1 is a int; it must be a bool"),
+        ({"guarded": 1}, r"Settings\.guarded = 1 is a int; it must be bool"),
     ],
 )
 def test_a_wrong_field_is_named(change, message):

@@ -103,6 +103,6 @@ def _counted(flow: Flow, acceptance: AcceptanceMargins | None) -> Float[Array, "
     base_slack = flow.base_margins - eps_base
     arrived = jnp.cumsum(base_slack >= 0) > 0
     counts = jnp.concatenate([jnp.array([True]), ~arrived[:-1]])
-    path = jnp.where(counts[:, None], flow.margins - eps_path, _NOT_COUNTED)
+    path = jnp.where(counts[:, None], flow.margins - jnp.atleast_1d(eps_path)[None], _NOT_COUNTED)
     # The best node decides arrival. `max` drops no NaN that matters: a NaN node before the arrival is in `path`.
     return jnp.concatenate([path.reshape(-1), jnp.max(base_slack)[None]])

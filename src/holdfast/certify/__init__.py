@@ -1,1 +1,35 @@
-"""The room `certify`."""
+"""Proofs by interval arithmetic, and certificates that say what was proved, checked, sampled and assumed."""
+
+from holdfast.certify.acceptance import Acceptance, acceptance_margins
+from holdfast.certify.base_set import CertifiedBaseSet, NotProvable, certify_base_set
+from holdfast.certify.certificate import MEANING, Certificate, Obligation
+from holdfast.certify.containment import inside, largest_inside_level
+from holdfast.certify.interpreter import UnsupportedPrimitive, interval_eval
+from holdfast.certify.interval import Interval
+from holdfast.certify.invariance import largest_invariant_level, prove_invariance
+from holdfast.certify.proof import InvarianceProof, invariance_robustness
+from holdfast.certify.rounding import flow_deviation, rounding_error
+from holdfast.certify.slope import interval_jacobian
+
+__all__ = [
+    "MEANING",
+    "Acceptance",
+    "Certificate",
+    "CertifiedBaseSet",
+    "Interval",
+    "InvarianceProof",
+    "NotProvable",
+    "Obligation",
+    "UnsupportedPrimitive",
+    "acceptance_margins",
+    "certify_base_set",
+    "flow_deviation",
+    "inside",
+    "interval_eval",
+    "interval_jacobian",
+    "invariance_robustness",
+    "largest_inside_level",
+    "largest_invariant_level",
+    "prove_invariance",
+    "rounding_error",
+]

@@ -93,11 +93,11 @@ class NormalCoordinates:
 
     def ball(self, level: float) -> float:
         """{V <= level} lies in |y|^2 <= this."""
-        return float(level / (1 - self.mu) * (1 + 1e-15))
+        return float(level / (1 - self.mu) * (1 + 4e-15))
 
     def target(self, level: float) -> float:
         """|T x|^2 <= this implies V(x) <= level."""
-        return float(level * (1 - self.phi) ** 2 / (1 + self.mu) * (1 - 1e-15))
+        return float(level * (1 - self.phi) ** 2 / (1 + self.mu) * (1 - 4e-15))
 
 
 def _norm(matrix: Interval) -> float:

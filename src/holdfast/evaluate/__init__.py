@@ -1,1 +1,62 @@
-"""The room `evaluate`."""
+"""What a run is worth: metrics with intervals, attacks, explanations, coverage, and the report of it all."""
+
+from holdfast.evaluate.adversaries import (
+    Adversary,
+    BoundaryHugging,
+    HeldCorners,
+    Invalid,
+    MarginDescent,
+    NoisyPolicy,
+    Uniform,
+    default_adversaries,
+)
+from holdfast.evaluate.attack import AttackResult, attack
+from holdfast.evaluate.coverage import Coverage, Slice, constrained_axes, invariant_slice, measure_coverage
+from holdfast.evaluate.episodes import EpisodeResults, Evaluator, Trajectories, evaluate_policy, evaluate_seeds
+from holdfast.evaluate.interventions import Intervention, count_by_constraint, explain_interventions
+from holdfast.evaluate.report import Report, environment, make_report
+from holdfast.evaluate.statistics import (
+    bootstrap_interval,
+    clopper_pearson,
+    interquartile_mean,
+    lower_bound,
+    rule_of_three,
+    summarise,
+    upper_bound,
+)
+
+__all__ = [
+    "Adversary",
+    "AttackResult",
+    "BoundaryHugging",
+    "Coverage",
+    "EpisodeResults",
+    "Evaluator",
+    "HeldCorners",
+    "Intervention",
+    "Invalid",
+    "MarginDescent",
+    "NoisyPolicy",
+    "Report",
+    "Slice",
+    "Trajectories",
+    "Uniform",
+    "attack",
+    "bootstrap_interval",
+    "clopper_pearson",
+    "constrained_axes",
+    "count_by_constraint",
+    "default_adversaries",
+    "environment",
+    "evaluate_policy",
+    "evaluate_seeds",
+    "explain_interventions",
+    "interquartile_mean",
+    "invariant_slice",
+    "lower_bound",
+    "make_report",
+    "measure_coverage",
+    "rule_of_three",
+    "summarise",
+    "upper_bound",
+]

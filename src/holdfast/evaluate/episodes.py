@@ -271,4 +271,6 @@ def split(*trees):
             return node
         return AcceptanceMargins(*(jnp.asarray(getattr(node, field.name)) for field in fields(node)))
 
-    return eqx.partition(jax.tree.map(as_arrays, trees, is_leaf=is_acceptance), eqx.is_array)
+    return eqx.partition(
+        jax.tree.map(as_arrays, trees, is_leaf=is_acceptance), lambda leaf: isinstance(leaf, jax.Array)
+    )

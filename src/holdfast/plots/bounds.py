@@ -83,8 +83,6 @@ def _negative_runs(grid: np.ndarray, values: np.ndarray) -> list[tuple[float, fl
     """Intervals where the sampled function is negative, ends by linear interpolation."""
     negative = values < 0
     edges = np.flatnonzero(np.diff(negative.astype(int)))
-    crossings = [
-        float(grid[i] + (grid[i + 1] - grid[i]) * values[i] / (values[i] - values[i + 1])) for i in edges
-    ]
+    crossings = [float(grid[i] + (grid[i + 1] - grid[i]) * values[i] / (values[i] - values[i + 1])) for i in edges]
     ends = [float(grid[0])] * bool(negative[0]) + crossings + [float(grid[-1])] * bool(negative[-1])
     return list(zip(ends[::2], ends[1::2]))

@@ -77,7 +77,7 @@ def _collect(
 
 
 def _draw_band(ax, steps: np.ndarray, values: np.ndarray, colour: str, label: str, dash: str) -> None:
-    """Mean over seeds with the range of all seeds and their middle half; one seed gives a line. All NaN draws nothing."""
+    """Mean over seeds with the range of all seeds and their middle half; one seed gives a line."""
     values = np.where(np.isfinite(values), values, np.nan)
     kept = ~np.isnan(values).all(axis=1)
     if not kept.any():

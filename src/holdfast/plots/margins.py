@@ -14,9 +14,7 @@ _DASHES = ("-", "--", "-.", ":")
 _LINE_ROLES = ("actual", "analytic", "backup", "proposed", "reference", "bad")
 
 
-def margin_figure(
-    task: Task, trajectories: Trajectories, *, theme: Theme = LIGHT, width: Width = "wide"
-) -> Figure:
+def margin_figure(task: Task, trajectories: Trajectories, *, theme: Theme = LIGHT, width: Width = "wide") -> Figure:
     """For each unit, a panel with the smallest margin of each constraint over all episodes; below, shares by status.
 
     Time in s; margins in the constraints' units, negative means violated. A margin that is not finite leaves a gap and

@@ -1,55 +1,39 @@
 """Slices through invariant sets: learned, analytic, viable, base."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from holdfast.evaluate.coverage import Slice
+from holdfast.plots.bounds import unsafe_intervals
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, Width, figure_legend, new_figure, with_unit
 from holdfast.tasks import Task
 
-
-@dataclass(frozen=True)
-class SetSlice:
-    """Sets on a grid over two states, the other states held.
-
-    Attributes:
-        axes: the two state indices, horizontal then vertical.
-        horizontal, vertical: grid values, shapes [A] and [B], in the states' units.
-        held: the full state that supplies the other states, shape [n].
-        sets: by name ("learned", "analytic", "viable", "base", "safe"), each of shape [A, B]: booleans, or margins
-            (>= 0 inside), which give smoother outlines. A set that is missing or None is not drawn.
-    """
-
-    axes: tuple[int, int]
-    horizontal: np.ndarray
-    vertical: np.ndarray
-    held: np.ndarray
-    sets: dict[str, np.ndarray | None] = field(default_factory=dict)
-
-
 _LOOK = {
-    "learned": ("actual", "-", "learned backup's set"),
-    "analytic": ("analytic", "--", "analytic backup's set"),
+    "certified": ("actual", "-", "learned set"),
+    "analytic": ("analytic", "--", "analytic set"),
     "viable": ("ink", "-.", "viability kernel"),
     "base": ("backup", "-", "base set"),
 }
 
 
-def slice_figure(
-    task: Task, slices: Sequence[SetSlice], *, theme: Theme = LIGHT, width: Width = "wide"
-) -> Figure:
-    """One panel for each slice: the learned set filled, the others as outlines; what is unsafe is shaded.
+def slice_figure(task: Task, slices: Sequence[Slice], *, theme: Theme = LIGHT, width: Width = "wide") -> Figure:
+    """One panel for each slice: the certified set filled, the others as outlines; what is unsafe is shaded.
+
+    Args:
+        task: gives names and units of the states that are held.
+        slices: as from `evaluate.coverage.invariant_slice`.
 
     Raises:
-        ValueError: if there are no slices, or a grid does not fit its axes.
+        ValueError: if there are no slices.
     """
     if not slices:
-        raise ValueError("slice_figure: slices is empty; give at least one SetSlice")
+        raise ValueError("slice_figure: slices is empty; give at least one Slice")
     columns = min(len(slices), 2) if width == "wide" else 1
     rows = -(-len(slices) // columns)
     height = 3.6 if width == "wide" else 2.9
@@ -58,63 +42,74 @@ def slice_figure(
         _draw_slice(ax, task, piece, theme)
     for ax in list(axes.flat)[len(slices) :]:
         ax.set_visible(False)
-    drawn = {name for piece in slices for name, values in piece.sets.items() if values is not None}
-    handles = [
-        Patch(facecolor=theme.actual, alpha=0.35, edgecolor=theme.actual, label=_LOOK[name][2])
-        if name == "learned"
-        else Line2D([], [], color=getattr(theme, role), linestyle=dash, linewidth=1.8, label=label)
-        for name, (role, dash, label) in _LOOK.items()
-        if name in drawn
-    ]
-    if "safe" in drawn:
-        handles.append(Patch(facecolor=theme.unsafe, alpha=UNSAFE_ALPHA, label="unsafe"))
+    handles: list[Artist] = [Patch(facecolor=theme.unsafe, alpha=UNSAFE_ALPHA, label="unsafe")]
+    for name, (role, dash, label) in _LOOK.items():
+        if all(getattr(piece, name) is None for piece in slices):
+            continue
+        colour = getattr(theme, role)
+        if name == "certified":
+            handles.append(Patch(facecolor=colour, alpha=0.35, edgecolor=colour, label=label))
+        else:
+            handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=1.8, label=label))
     figure_legend(figure, theme, width, handles)
     return figure
 
 
-def _draw_slice(ax: Axes, task: Task, piece: SetSlice, theme: Theme) -> None:
-    x, y = np.asarray(piece.horizontal), np.asarray(piece.vertical)
-    for name, values in piece.sets.items():
-        if values is not None and np.shape(values) != (len(x), len(y)):
-            raise ValueError(
-                f"SetSlice: sets[{name!r}] has shape {np.shape(values)}; the axes ask for {(len(x), len(y))}"
-            )
-    safe = piece.sets.get("safe")
-    if safe is not None:
-        ax.contourf(x, y, -_levels(safe).T, levels=[0.0, np.inf], colors=[theme.unsafe], alpha=UNSAFE_ALPHA)
-    learned = piece.sets.get("learned")
-    if learned is not None:
-        ax.contourf(x, y, _levels(learned).T, levels=[0.0, np.inf], colors=[theme.actual], alpha=0.3)
+def _draw_slice(ax: Axes, task: Task, piece: Slice, theme: Theme) -> None:
+    # The grid often ends where a constraint begins: there the outlines are closed, and the picture goes on a little.
+    below, above = zip(*(_unsafe_beyond(task, axis, g) for axis, g in zip(piece.axes, (piece.first, piece.second))))
+    pads = [(int(below[1]), int(above[1])), (int(below[0]), int(above[0]))]
+    first, second = (_with_rim(g, *pad) for g, pad in zip((piece.first, piece.second), pads[::-1]))
+
+    def signed(mask):
+        return np.where(np.pad(np.asarray(mask, bool), pads), 1.0, -1.0)
+
+    def fill(mask, colour, alpha):
+        if mask.any():
+            ax.contourf(first, second, signed(mask), levels=[0.0, 2.0], colors=[colour], alpha=alpha)
+
+    fill(~np.asarray(piece.safe), theme.unsafe, UNSAFE_ALPHA)
+    fill(np.asarray(piece.certified), theme.actual, 0.3)
     for name, (role, dash, _) in _LOOK.items():
-        values = piece.sets.get(name)
-        if values is None:
-            continue
-        values = _levels(values)
+        mask = getattr(piece, name)
         # An outline needs both sides: matplotlib warns where a level is never crossed.
-        if values.min() < 0 <= values.max():
-            colour = getattr(theme, role)
-            ax.contour(x, y, values.T, levels=[0.0], colors=[colour], linestyles=[dash], linewidths=[1.8])
-    system, (i, j) = task.system, piece.axes
-    ax.set_xlabel(with_unit(system.state_names[i], _unit(system.state_units, i)))
-    ax.set_ylabel(with_unit(system.state_names[j], _unit(system.state_units, j)))
+        if mask is not None and np.ptp(signed(mask)) > 0:
+            style = {"colors": [getattr(theme, role)], "linestyles": [dash], "linewidths": [1.8]}
+            ax.contour(first, second, signed(mask), levels=[0.0], **style)
+    (left, right), (bottom, top) = (g[[0, -1]] for g in (first, second))
+    wide, high = 0.04 * (right - left), 0.04 * (top - bottom)
+    outer = (left - wide * below[0], right + wide * above[0], bottom - high * below[1], top + high * above[1])
+    shade = {"color": theme.unsafe, "alpha": UNSAFE_ALPHA, "linewidth": 0}
+    for y0, y1 in ((outer[2], bottom), (top, outer[3])):
+        ax.fill_between(outer[:2], y0, y1, **shade)
+    for x0, x1 in ((outer[0], left), (right, outer[1])):
+        ax.fill_between([x0, x1], bottom, top, **shade)
+    ax.set(xlim=outer[:2], ylim=outer[2:])
+    ax.set_xlabel(with_unit(piece.names[0], piece.units[0]))
+    ax.set_ylabel(with_unit(piece.names[1], piece.units[1]))
     ax.set_title(_held_text(task, piece), fontsize=10, color=theme.muted)
 
 
-def _levels(values: np.ndarray) -> np.ndarray:
-    """Margins with their sign; booleans become -1 and 1; what is not finite lies outside."""
-    values = np.asarray(values)
-    if values.dtype == bool:
-        return np.where(values, 1.0, -1.0)
-    values = values.astype(np.float64)
-    return np.clip(np.where(np.isnan(values), -1.0, values), -1e9, 1e9)
+def _unsafe_beyond(task: Task, axis: int, grid: np.ndarray) -> tuple[bool, bool]:
+    """Whether all states just below and just above the grid are known to be unsafe."""
+    reach = 0.04 * (grid[-1] - grid[0])
+    intervals = unsafe_intervals(task, axis, (float(grid[0] - reach), float(grid[-1] + reach)))
+    below = any(i.lower < grid[0] - 0.9 * reach and i.upper > grid[0] - 0.1 * reach for i in intervals)
+    above = any(i.upper > grid[-1] + 0.9 * reach and i.lower < grid[-1] + 0.1 * reach for i in intervals)
+    return below, above
 
 
-def _held_text(task: Task, piece: SetSlice) -> str:
+def _with_rim(grid: np.ndarray, below: int, above: int) -> np.ndarray:
+    """The grid with one point more where asked, so close that an outline there lies on the edge."""
+    close = 1e-4 * (grid[-1] - grid[0])
+    return np.concatenate([grid[:1] - close] * below + [grid] + [grid[-1:] + close] * above)
+
+
+def _held_text(task: Task, piece: Slice) -> str:
     system = task.system
     held = [k for k in range(system.state_size) if k not in piece.axes]
-    words = [f"{system.state_names[k]} = {piece.held[k]:.3g} {_unit(system.state_units, k)}".strip() for k in held]
-    return "at " + ", ".join(words) if 0 < len(words) <= 4 else ("other states held" if words else "")
-
-
-def _unit(units: tuple[str, ...], index: int) -> str:
-    return units[index] if index < len(units) else ""
+    units = system.state_units or ("",) * system.state_size
+    words = [f"{system.state_names[k]} = {piece.fixed[k]:.3g} {units[k]}".strip() for k in held]
+    if len(words) > 4:
+        return "other states held"
+    return "at " + ", ".join(words) if words else ""

@@ -29,7 +29,8 @@ def where_needed(
         otherwise: result of the same structure, shapes and types.
         operands: any pytree; entries that are not batched are shared by all rows, never copied.
     """
-    traced, static = eqx.partition(operands, eqx.is_array)
+    # NumPy leaves are constants, not operands: a `Box` rounds its bounds inwards only while they are NumPy.
+    traced, static = eqx.partition(operands, lambda leaf: isinstance(leaf, jax.Array))
 
     def call(traced_operands):
         return function(eqx.combine(traced_operands, static))

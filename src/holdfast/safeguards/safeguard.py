@@ -87,8 +87,12 @@ class Safeguard(eqx.Module):
 
 
 def _frozen(tree):
-    """The tree with no derivative through its arrays."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+    """The tree with no derivative through its JAX arrays. NumPy leaves stay: a `Box` rounds those inwards."""
+
+    def freeze(leaf):
+        return jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) and eqx.is_inexact_array(leaf) else leaf
+
+    return jax.tree.map(freeze, tree)
 
 
 class _Decision(eqx.Module):
@@ -146,7 +150,7 @@ def _correct(operands):
     checks = jax.vmap(source.check, in_axes=(None, 0))(x, candidates)
     safe = checks.certified & jnp.all(jnp.isfinite(candidates), axis=1)
     half = jnp.asarray(box.half_widths, proposal.dtype)
-    distance = jnp.sum(((candidates - proposal) / half) ** 2, axis=1)
+    distance = jnp.sum(((candidates - proposal[None]) / half[None]) ** 2, axis=1)
     # The known safe action is replayed, not re-promised; only where nothing is promised yet is it worth a check.
     safe = safe.at[-1].set(safe[-1] & ~certified)
     best = jnp.argmin(jnp.where(safe, distance, jnp.inf)).astype(jnp.int32)

@@ -10,7 +10,7 @@ import numpy as np
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import Unicycle, wrap
 from holdfast.tasks.base import SafetySettings, Task
-from holdfast.tasks.scene import Polyline, Rectangle, Scene
+from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
 
 LANE = 1.8
 HEADING = np.pi / 3
@@ -36,7 +36,9 @@ class LaneKeeping(Task):
     system: Unicycle = eqx.field(default_factory=Unicycle)
     safe_set: SuperlevelSet = eqx.field(
         default_factory=lambda: SuperlevelSet(
-            _lane_margins, ("left lane edge", "right lane edge", "heading left", "heading right"), ("m", "m", "rad", "rad")
+            _lane_margins,
+            ("left lane edge", "right lane edge", "heading left", "heading right"),
+            ("m", "m", "rad", "rad"),
         )
     )
     state_box: Box = eqx.field(default_factory=lambda: Box([-LANE, 0.0, -HEADING], [LANE, 12.0, HEADING]))
@@ -98,7 +100,8 @@ class LaneKeeping(Task):
         left, right, top = -9.0, 21.0, 3.0
         distance = self._distance(states)
         ahead = distance - distance[t]
-        reference = np.asarray(jax.vmap(self.reference, in_axes=(0, None))(jnp.arange(len(states)), context))
+        times = self.system.dt * np.arange(len(states))
+        wanted = self.amplitude * np.sin(2 * np.pi / self.period * times)
 
         def path(along, across, role):
             shown = (along >= left - 1) & (along <= right + 1)
@@ -113,10 +116,10 @@ class LaneKeeping(Task):
         limits = tuple(Polyline(np.array([[left, y], [right, y]]), "limit") for y in (-LANE, LANE))
         shapes = (strip(-top, -LANE, "unsafe"), strip(LANE, top, "unsafe"), *limits, *dashes)
         # The reference is drawn where the car is at the same time, so that the gap between them is the error.
-        shapes += (path(ahead, reference[:, 0], "reference"), path(ahead[: t + 1], states[: t + 1, 0], "trail"))
+        shapes += (path(ahead, wanted, "reference"), path(ahead[: t + 1], states[: t + 1, 0], "trail"))
         shapes += tuple(path(self._distance(f), f[:, 0], role) for role, f in futures.items())
         y, _, psi = states[t]
-        shapes += (Rectangle((0.0, float(y)), (2.6, 1.1), "body", float(psi)),)
+        shapes += (Rectangle((0.0, float(y)), (2.6, 1.1), "body", float(psi)), Circle((0.0, float(y)), 0.13, "limit"))
         return Scene(shapes, (left, right, -top, top), ("ahead of the car (m)", "across the road (m)"))
 
     def _distance(self, states: np.ndarray) -> np.ndarray:

@@ -1,0 +1,240 @@
+"""The certificate of a base set, and with it of every safeguard built on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from holdfast.backup import AcceptanceMargins, BaseSet, design_base_controller
+from holdfast.certify.acceptance import Acceptance, acceptance_margins
+from holdfast.certify.certificate import Certificate, Obligation
+from holdfast.certify.containment import inside, largest_inside_level
+from holdfast.certify.invariance import largest_invariant_level, prove_invariance
+from holdfast.certify.proof import InvarianceProof, deviation_norm, invariance_robustness
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.systems import System
+
+#: No level beyond this multiple of the smallest at which an input saturates is tried.
+_LARGEST_MULTIPLE = 100.0
+
+
+class NotProvable(ValueError):
+    """No base set could be proved; the message says which step failed and what to give."""
+
+
+@dataclass(frozen=True)
+class CertifiedBaseSet:
+    """A base set at its certified level, with the acceptance margins that plans ending in it must clear.
+
+    Attributes:
+        base_set: B and its controller.
+        acceptance: eps_h, eps_B.
+        certificate: what was shown, and how.
+    """
+
+    base_set: BaseSet
+    acceptance: AcceptanceMargins
+    certificate: Certificate
+
+
+def certify_base_set(
+    system: System,
+    safe_set: SuperlevelSet,
+    state_box: Box,
+    *,
+    state_cost,
+    input_cost,
+    horizon: int,
+    level: float | None = None,
+    physics: str = "",
+    max_boxes: int = 60_000,
+    max_seconds: float = 60.0,
+) -> CertifiedBaseSet:
+    """Designs the base controller, proves its base set, and derives the acceptance margins.
+
+    Args:
+        system, safe_set, state_box: what moves, C, and the region in which plans live.
+        state_cost, input_cost: LQR weights.
+        horizon: N of the backup flow.
+        level: c; None looks for the largest provable one by bisection.
+        physics: hash of the physics, noted in the certificate.
+        max_boxes, max_seconds: budget of each search; spent means "not proved", never "safe".
+
+    Returns: the certified base set. With a given `level` that is refuted or not proved the certificate says so
+        (`certificate.holds` is false) and the acceptance margins are infinite, so that no plan is ever accepted.
+
+    Raises:
+        NotProvable: if no level at all could be proved, or the equilibrium violates the safe set.
+        ValueError: if the equilibrium or the linearisation is unusable (`design_base_controller`).
+    """
+    base = design_base_controller(system, state_cost, input_cost)
+    _require_safe_equilibrium(base, safe_set)
+    subject = f"{type(system).__name__} in {{{', '.join(safe_set.names) or 'h >= 0'}}}"
+    if level is None:
+        invariance, containment = _largest(base, safe_set, max_boxes, max_seconds)
+    else:
+        invariance = _prove_level(base, float(np.float32(level)), max_boxes, max_seconds)
+        containment = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
+    base = base.at_level(invariance.level)
+    obligations = [_invariance_obligation(invariance), _containment_obligation(containment, safe_set)]
+    proved = invariance.result == "proved" and containment.result == "proved"
+    if proved:
+        acceptance = acceptance_margins(base, safe_set, state_box, horizon)
+        obligations += _rounding_obligations(base, safe_set, acceptance, invariance, horizon)
+        margins = acceptance.margins
+    else:
+        rows = len(np.atleast_1d(np.asarray(safe_set.margin(np.asarray(system.equilibrium()[0])))))
+        margins = AcceptanceMargins(np.full(rows, np.inf), np.inf)
+    obligations += _standing_obligations(horizon)
+    return CertifiedBaseSet(base, margins, Certificate(subject, physics, tuple(obligations)))
+
+
+def _require_safe_equilibrium(base: BaseSet, safe_set: SuperlevelSet) -> None:
+    margin = np.atleast_1d(np.asarray(safe_set.margin(base.system.equilibrium()[0])))
+    if not np.all(margin > 0):
+        row = int(np.argmin(np.where(np.isfinite(margin), margin, -np.inf)))
+        name = safe_set.names[row] if safe_set.names else f"row {row}"
+        raise NotProvable(
+            f"safe set: the equilibrium has margin {margin[row]:.4g} on '{name}', but a base set around it needs a "
+            "positive margin. Move the equilibrium inside the safe set, or relax that constraint"
+        )
+
+
+def _largest(base: BaseSet, safe_set: SuperlevelSet, max_boxes: int, max_seconds: float):
+    P = base.ellipsoid.shape_matrix
+    gain, u_star = base.controller.gain, base.controller.equilibrium_input
+    box = base.system.input_box
+    room = np.minimum(box.upper - u_star, u_star - box.lower)
+    # max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i'), so inputs first saturate at this level.
+    reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(P), gain)
+    unsaturated = float(np.min(room**2 / np.maximum(reach, 1e-12)))
+    containment = largest_inside_level(
+        lambda e: safe_set.margin(base.system.lift(e)), P, _LARGEST_MULTIPLE * unsaturated, max_seconds=max_seconds
+    )
+    if containment.result != "proved":
+        raise NotProvable(
+            f"base set: no level of e'Pe <= c could be proved to lie in the safe set ({containment.reason}). The safe set "
+            "may have no interior around the equilibrium, or its function cannot be bounded: give a larger safe set, or "
+            "write it with the supported operations"
+        )
+    invariance = largest_invariant_level(
+        base.closed_loop, P, containment.level, rtol=0.01, max_boxes=max_boxes, max_seconds=max_seconds
+    )
+    if invariance.result != "proved":
+        raise NotProvable(
+            f"base set: no level could be proved invariant (last try c = {invariance.level:.4g}: {invariance.reason}). "
+            "Give LQR weights with more input cost, an equilibrium with more room in the input box, or error "
+            "coordinates without a singularity nearby"
+        )
+    level = float(np.nextafter(np.float32(invariance.level), np.float32(0)))
+    # The controller runs with a float32 level, so the last proof is about exactly that number.
+    return _prove_level(base, level, max_boxes, max_seconds), _contain(base, safe_set, level, max_boxes, max_seconds)
+
+
+def _prove_level(base: BaseSet, level: float, max_boxes: int, max_seconds: float) -> InvarianceProof:
+    P = base.ellipsoid.shape_matrix
+    return prove_invariance(base.closed_loop, P, level, max_boxes=max_boxes, max_seconds=max_seconds)
+
+
+def _contain(base: BaseSet, safe_set: SuperlevelSet, level: float, max_boxes: int, max_seconds: float):
+    P = base.ellipsoid.shape_matrix
+    margin = lambda e: safe_set.margin(base.system.lift(e))  # noqa: E731
+    return inside(margin, P, level, max_boxes=max_boxes, max_seconds=max_seconds)
+
+
+def _plain(value):
+    return np.asarray(value).tolist()
+
+
+def _numbers(proof: InvarianceProof) -> dict:
+    numbers = {"level": proof.level, "boxes": proof.boxes, "seconds": round(proof.seconds, 3)}
+    if proof.counterexample is not None:
+        numbers["counterexample"] = {name: _plain(value) for name, value in proof.counterexample.items()}
+    return numbers
+
+
+def _discharge(proof: InvarianceProof):
+    return "not proved" if proof.result == "not_proved" else proof.result
+
+
+def _invariance_obligation(proof: InvarianceProof) -> Obligation:
+    return Obligation(
+        "base set invariant",
+        f"Whenever V(e) = e'Pe <= {proof.level:.6g}, one step of the true nonlinear system under the clipped base "
+        f"controller gives V <= {1 - proof.delta:.6g} * {proof.level:.6g}.",
+        _discharge(proof),
+        f"interval branch and bound on the sampled closed loop: {proof.reason}",
+        _numbers(proof) | {"delta": proof.delta},
+    )
+
+
+def _containment_obligation(proof: InvarianceProof, safe_set: SuperlevelSet) -> Obligation:
+    names = ", ".join(safe_set.names) or "all constraints"
+    return Obligation(
+        "base set safe",
+        f"Every state with V(e) <= {proof.level:.6g} satisfies {names}.",
+        _discharge(proof),
+        f"interval branch and bound on the margins: {proof.reason}",
+        _numbers(proof),
+    )
+
+
+def _rounding_obligations(
+    base: BaseSet, safe_set: SuperlevelSet, acceptance: Acceptance, invariance: InvarianceProof, horizon: int
+) -> list[Obligation]:
+    absorbed = invariance_robustness(invariance, base.ellipsoid.shape_matrix)
+    needed = deviation_norm(base.ellipsoid.shape_matrix, acceptance.step_deviation)
+    margins = acceptance.margins
+    path = {name: float(value) for name, value in zip(safe_set.names or range(len(margins.path)), margins.path)}
+    return [
+        Obligation(
+            "rounding along a plan",
+            f"Two float32 programs that replay one plan of {horizon} steps, with one ulp of state noise a step, stay so "
+            "close that no margin differs by more than the acceptance margin a plan has to clear.",
+            "proved",
+            "running error analysis and interval Jacobians over the state box",
+            {"deviation": _plain(acceptance.deviation), "path_margins": path, "base_margin": margins.base},
+        ),
+        Obligation(
+            "rounding inside the base set",
+            "The contraction of the base controller is larger than the rounding of a float32 step, so rounding never "
+            "leads out of the base set.",
+            "proved" if needed <= absorbed else "not proved",
+            "running error analysis against the disturbance that the proved contraction absorbs, in the norm sqrt(w'Pw)",
+            {"absorbed": absorbed, "needed": needed},
+        ),
+    ]
+
+
+def _standing_obligations(horizon: int) -> list[Obligation]:
+    return [
+        Obligation(
+            "recursive feasibility",
+            "A committed plan can always be carried on: after one of its actions the rest of it is a safe plan, and at its "
+            "end the base controller goes on for ever.",
+            "proved",
+            "algebra: the flow of the next state is the flow of this state shifted by one; the base set is invariant",
+        ),
+        Obligation(
+            "every action",
+            f"Before an action is applied, the backup flow from the state it leads to was rolled out for up to {horizon} "
+            "steps, every margin was found larger than the acceptance margin, and the flow was found to arrive in the "
+            "base set.",
+            "checked",
+            "at run time, in the program that acts",
+        ),
+        Obligation(
+            "model",
+            "The plant is the model: x+ = F(x, u), the state is measured to one ulp, and nothing disturbs it.",
+            "assumed",
+            "`attack --model-error`, `--noise` and `--delay` show what happens outside this assumption",
+        ),
+        Obligation(
+            "arithmetic",
+            "sin, cos, exp, tanh and the like are accurate to 4 ulp in XLA and in the C library; basic operations follow "
+            "IEEE 754.",
+            "assumed",
+            "measured by others, tested here on samples",
+        ),
+    ]
