@@ -30,6 +30,9 @@ from holdfast.runs import (
     save_checkpoint,
     seed_keys,
 )
+from holdfast.sets import Box
+from holdfast.systems import Unicycle
+from holdfast.tasks import LaneKeeping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +319,22 @@ def test_the_last_bit_of_every_number_counts():
         physics_hash({"other": (_step(0.05), (X, U))}),
     }
     assert len(hashes) == 9
+
+
+def test_a_real_task_hashes_to_its_physics():
+    def hashed(task):
+        x = jax.ShapeDtypeStruct((task.system.state_size,), jnp.float64)
+        u = jax.ShapeDtypeStruct((task.system.input_size,), jnp.float64)
+        functions = {"step": (task.system.step, (x, u)), "margin": (task.safe_set.margin, (x,))}
+        return physics_hash(functions, {"inputs": task.system.input_box, "safety": dataclasses.asdict(task.safety)})
+
+    first = hashed(LaneKeeping())
+    assert first == hashed(LaneKeeping())
+    assert first != hashed(LaneKeeping(system=Unicycle(dt=float(np.nextafter(0.05, 1.0)))))
+    box = Box([-5.0, -1.0], [5.0, np.nextafter(1.0, 2.0)])
+    assert first != hashed(LaneKeeping(system=Unicycle(input_box=box)))
+    with jax.enable_x64(False):
+        assert first == hashed(LaneKeeping())
 
 
 def test_the_wiring_counts():

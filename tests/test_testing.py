@@ -80,7 +80,7 @@ def _with(base, **attributes):
         ({"equilibrium": lambda self: (jnp.zeros(3), jnp.zeros(1))}, "give 2 finite numbers"),
         ({"lift": lambda self, e: 2 * e}, r"error\(lift\(e\)\)"),
         ({"error": lambda self, x: x + 1.0}, "zero at the equilibrium"),
-        ({"derivative": lambda self, x, u, w: x[1:]}, "step"),
+        ({"derivative": lambda self, x, u, w: x[1:]}, r"derivative: saw shape \(1,\)"),
         ({"derivative": lambda self, x, u, w: jnp.stack([x[1], u[0]]) * np.ones(2)}, "keep the dtype"),
         ({"derivative": lambda self, x, u, w: jnp.stack([x[1] if x[0] > 0 else -x[1], u[0]])}, "no Python `if`"),
         ({"derivative": lambda self, x, u, w: jnp.stack([jnp.linalg.norm(u * 0) + x[1], u[0]])}, "derivative by the"),

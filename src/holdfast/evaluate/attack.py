@@ -14,6 +14,7 @@ import numpy as np
 
 from holdfast.evaluate.adversaries import Adversary, default_adversaries
 from holdfast.evaluate.episodes import split
+from holdfast.evaluate.strict_json import encode
 from holdfast.tasks import Task
 from holdfast.types import Guard, Status
 
@@ -37,7 +38,8 @@ class AttackResult:
         uncertified_starts: task starts that the guard could not certify; a certified state took their place.
         diverged: steps whose successor was not finite; that plant was set back to its start.
         adversaries: by name, {plants, steps, violations, violating_plants, certified_steps, worst_margin}.
-        examples: first violations of up to five plants, {adversary, step, x, proposed, applied, x_next}.
+        examples: first violations of some plants, at least one of each adversary that succeeded, as {adversary, step,
+            x, proposed, applied, x_next}.
         outside_certificate: whether the attack went beyond what any certificate covers (model error, noise, delay).
         conditions: in plain words, under what conditions this was measured.
         precision: float type of plant and safeguard.
@@ -69,8 +71,8 @@ class AttackResult:
         return 1e6 * self.seconds / self.steps
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; numbers that are not finite are written as the strings "nan", "inf", "-inf"."""
-        return _strict(asdict(self) | {"microseconds_per_step": self.microseconds_per_step})
+        """A JSON object; a number that is not finite is null, and `non_finite` says where and which."""
+        return encode(asdict(self) | {"microseconds_per_step": self.microseconds_per_step})
 
 
 class _Plants(eqx.Module):
@@ -105,7 +107,7 @@ def attack(
     noise: float = 0.0,
     delay: int = 0,
     dtype=None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Callable[[int, int, int], bool | None] | None = None,
 ) -> AttackResult:
     """Closed loops of about `steps` plant steps in all, each plant under one adversary; counts every violation.
 
@@ -125,7 +127,8 @@ def attack(
         noise: the safeguard sees x + noise * (half-widths of task.state_box) * U(-1, 1).
         delay: steps by which the applied action comes late; until then, the equilibrium input.
         dtype: float type, JAX's default one by default.
-        progress: called now and then with (steps done, steps in all, violations so far).
+        progress: called now and then with (steps done, steps in all, violations so far); a true answer stops the
+            attack, and the result then covers the steps done.
 
     Raises:
         ValueError: if no state can be certified, or a number is out of range.
@@ -168,8 +171,10 @@ def attack(
         plants = step_plants(plants, proposed, action, status, certified, t, plant_key)
         if k % _LOOK_EVERY == _LOOK_EVERY - 1:
             plants.violations.block_until_ready()
-            if progress is not None:
-                progress((k + 1) * batch, rounds * batch, int(np.sum(np.asarray(plants.violations), dtype=np.int64)))
+            so_far = int(np.sum(np.asarray(plants.violations), dtype=np.int64))
+            if progress is not None and progress((k + 1) * batch, rounds * batch, so_far):
+                rounds = k + 1
+                break
     plants = jax.device_get(plants)
     seconds = time.perf_counter() - compiled
 
@@ -204,10 +209,10 @@ def _starts(task: Task, guard: Guard, key, batch: int, dtype):
         starts = jax.vmap(task.sample_start)(start_keys).astype(dtype)
         x = jnp.concatenate([starts, states])
         inside = jax.vmap(task.safe_set.contains)(x) & jnp.all(jnp.isfinite(x), axis=1)
-        certified = getattr(jax.vmap(guard.init)(x), "certified", jnp.ones(x.shape[0], bool))
-        return x, inside & certified
+        commitments = jax.vmap(guard.init)(x)
+        return x, commitments, inside & getattr(commitments, "certified", True)
 
-    x, certified = look(jax.random.split(state_key, count), jax.random.split(start_key, batch))
+    x, commitments, certified = look(jax.random.split(state_key, count), jax.random.split(start_key, batch))
     certified = np.asarray(certified)
     from_start, from_box = np.flatnonzero(certified[:batch]), batch + np.flatnonzero(certified[batch:])
     if from_start.size + from_box.size == 0:
@@ -220,8 +225,8 @@ def _starts(task: Task, guard: Guard, key, batch: int, dtype):
     chosen = np.resize(chosen, batch)
     # Starts and states in turns, or the first adversaries would get all the task starts.
     chosen = np.random.default_rng(0).permutation(chosen)
-    x = x[chosen]
-    return x, jax.jit(jax.vmap(guard.init))(x), int(np.sum(~certified[:batch]))
+    x, commitments = jax.tree.map(lambda leaf: leaf[chosen], (x, commitments))
+    return x, commitments, int(np.sum(~certified[:batch]))
 
 
 def _initial(task: Task, x, delay: int, dtype) -> _Plants:
@@ -338,6 +343,10 @@ def _by_adversary(task: Task, plants: _Plants, adversaries, shares, rounds: int)
 
 def _examples(plants: _Plants, adversaries, shares) -> list[dict]:
     names = np.repeat([adversary.name for adversary in adversaries], shares)
+    violating = np.flatnonzero(plants.first_step >= 0)
+    # One of each adversary first, then others, up to as many as there are adversaries and at least five.
+    _, distinct = np.unique(names[violating], return_index=True)
+    chosen = np.concatenate([violating[np.sort(distinct)], np.delete(violating, distinct)])[: max(5, len(shares))]
     return [
         {
             "adversary": str(names[row]),
@@ -347,7 +356,7 @@ def _examples(plants: _Plants, adversaries, shares) -> list[dict]:
             "applied": plants.first_applied[row].tolist(),
             "x_next": plants.first_next[row].tolist(),
         }
-        for row in np.flatnonzero(plants.first_step >= 0)[:5]
+        for row in chosen
     ]
 
 
@@ -375,13 +384,3 @@ def constraint_names(task: Task, count: int) -> tuple[str, ...]:
     """The safe set's names, or numbered ones where it has none."""
     names = getattr(task.safe_set, "names", ())
     return tuple(names) if len(names) == count else tuple(f"constraint {i}" for i in range(count))
-
-
-def _strict(value):
-    if isinstance(value, dict):
-        return {key: _strict(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return str(value)
-    return value

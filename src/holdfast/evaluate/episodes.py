@@ -145,6 +145,9 @@ class Evaluator:
             kept = jax.device_get(whole) if kept is None else kept
             parts.append(jax.device_get(summary))
         summary = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:episodes], *parts)
+        # JAX sorts dictionaries; reports keep the task's order.
+        names = [*self.task.metric_units, *summary["metrics"]]
+        summary["metrics"] = {name: summary["metrics"][name] for name in names if name in summary["metrics"]}
         kept = {name: np.asarray(value[:episodes]) for name, value in kept.items()}
         seconds = time.perf_counter() - start
         compile_seconds, self.compile_seconds = self.compile_seconds, 0.0

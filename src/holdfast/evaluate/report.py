@@ -21,10 +21,10 @@ from holdfast.evaluate.coverage import Coverage
 from holdfast.evaluate.episodes import EpisodeResults
 from holdfast.evaluate.interventions import Intervention, count_by_constraint
 from holdfast.evaluate.statistics import rule_of_three, summarise, upper_bound
+from holdfast.evaluate.strict_json import decode, encode, plain
 from holdfast.tasks import Task
 
 WALL_SECONDS = ("compile", "backup", "policy", "verify", "evaluate")
-_NON_FINITE = "non_finite"
 _EXAMPLES = 20
 _PACKAGES = ("holdfast", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy")
 
@@ -69,9 +69,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object without NaN or infinity: such a number is null, and `non_finite` says where and which."""
-        non_finite: dict[str, str] = {}
-        data = _strict(dataclasses.asdict(self), "", non_finite)
-        return data | ({_NON_FINITE: non_finite} if non_finite else {})
+        return encode(dataclasses.asdict(self))
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Report:
@@ -80,9 +78,7 @@ class Report:
         Raises:
             ValueError: if fields are missing or unknown.
         """
-        data = json.loads(json.dumps(data))
-        for path, name in data.pop(_NON_FINITE, {}).items():
-            _put(data, path, float(name))
+        data = decode(data)
         known = {each.name for each in dataclasses.fields(Report)}
         required = known - {"published", "notes"}
         if unfit := (required - data.keys()) | (data.keys() - known):
@@ -162,7 +158,9 @@ def make_report(
         published=None if published is None else dict(published),
         notes=[*notes, *_notes(safety, certificate)],
     )
-    return dataclasses.replace(report, **{each.name: _plain(getattr(report, each.name)) for each in _fields()})
+    return dataclasses.replace(
+        report, **{each.name: plain(getattr(report, each.name)) for each in dataclasses.fields(Report)}
+    )
 
 
 def environment(precision: Any = None) -> dict[str, Any]:
@@ -233,48 +231,8 @@ def _spread(interventions: Sequence[Intervention]) -> list[Intervention]:
     return found
 
 
-def _fields():
-    return dataclasses.fields(Report)
-
-
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _plain(value):
-    """The value in JSON's types, so that reading it back gives the same thing; NaN and infinity stay."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain(np.asarray(value).tolist())
-    return value
-
-
-def _strict(value, path: str, non_finite: dict[str, str]):
-    if isinstance(value, Mapping):
-        return {str(key): _strict(entry, f"{path}/{_escape(key)}", non_finite) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(entry, f"{path}/{i}", non_finite) for i, entry in enumerate(value)]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _strict(np.asarray(value).tolist(), path, non_finite)
-    if isinstance(value, float) and not np.isfinite(value):
-        non_finite[path] = str(value)
-        return None
-    return value
-
-
-def _put(data, path: str, value: float) -> None:
-    """Sets the value at a JSON pointer (RFC 6901)."""
-    *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:]]
-    for part in parents:
-        data = data[int(part)] if isinstance(data, list) else data[part]
-    data[int(last) if isinstance(data, list) else last] = value
-
-
-def _escape(key) -> str:
-    return str(key).replace("~", "~0").replace("/", "~1")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from holdfast.backup import ImplicitInvariantSet
-from holdfast.evaluate.episodes import Trajectories
+from holdfast.evaluate import Trajectories
 from holdfast.plots.scene_view import SceneView
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, figure_legend, new_figure, style_axes, with_unit
 from holdfast.plots.trajectory import STATUS_ROLES, draw_interventions, draw_unsafe, finite, state_limits
@@ -64,7 +64,7 @@ def render_episode(
     steps, dt = trajectories.applied.shape[1], trajectories.dt
     rate = fps or max(1, min(round(1 / dt), 10 if gif else 30))
     # Real time: frame k shows the step nearest to time k / rate.
-    shown = np.minimum(np.round(np.arange(0, steps * dt * rate + 1) / (rate * dt)), steps)
+    shown = np.minimum(np.round(np.arange(round(steps * dt * rate) + 1) / (rate * dt)), steps)
     player = _Player(task, trajectories, episode, context, implicit_set, theme, dpi or (65 if gif else 100))
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = (player.frame(int(t)) for t in shown)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from holdfast.evaluate.coverage import Slice
+from holdfast.evaluate import Slice
 from holdfast.plots.bounds import unsafe_intervals
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, Width, figure_legend, new_figure, with_unit
 from holdfast.tasks import Task

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from holdfast.evaluate.episodes import INTERVENED, Trajectories
+from holdfast.evaluate import Trajectories
+from holdfast.evaluate.episodes import INTERVENED
 from holdfast.plots.bounds import unsafe_intervals
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, Width, figure_legend, new_figure, with_unit
 from holdfast.tasks import Task

@@ -54,9 +54,9 @@ class BoundaryProjection(Map):
         slack = planes.normals @ at - planes.offsets
         kept = min(self.active_rows, slack.shape[0])
         # Rows compete by distance to their boundary in input space, so that units do not matter.
-        steep = jnp.linalg.norm(planes.normals * half, axis=1)
+        steep = jnp.linalg.norm(planes.normals * half[None], axis=1)
         _, rows = jax.lax.top_k(-slack / (steep + 1e-12), kept)
-        normals, offsets = planes.normals[rows] * half, planes.offsets[rows]
+        normals, offsets = planes.normals[rows] * half[None], planes.offsets[rows]
         offsets = offsets + self.backoff * steep[rows]
         # A row that no input moves cannot be helped here: `check` decides. It must not make the QP infeasible.
         useless = steep[rows] <= 1e-9

@@ -91,7 +91,7 @@ def furthest_safe(
         # Illinois: an end that stays twice has its value halved, or regula falsi creeps.
         f_high_next = jnp.where(safe, jnp.where(side == 1, 0.5 * f_high, f_high), f)
         f_low_next = jnp.where(safe, f, jnp.where(side == -1, 0.5 * f_low, f_low))
-        side = jnp.where(safe, 1, -1)
+        side = jnp.where(safe, 1, -1).astype(side.dtype)
         return jnp.where(safe, trial, low), jnp.where(safe, high, trial), f_low_next, f_high_next, side, i + 1
 
     one = jnp.ones((), base.dtype)

@@ -40,6 +40,8 @@ class Task(eqx.Module):
         safety: settings of base controller and backup horizon.
         name: as on the command line.
         episode_steps: length of an episode; its end is a truncation.
+        metric_units: metric name -> unit.
+        published: metric name -> published value to compare with, if there is one.
     """
 
     system: eqx.AbstractVar[System]
@@ -49,6 +51,7 @@ class Task(eqx.Module):
     name: eqx.AbstractClassVar[str]
     episode_steps: eqx.AbstractClassVar[int]
     metric_units: ClassVar[dict[str, str]] = {}
+    published: ClassVar[dict[str, float]] = {}
 
     @abc.abstractmethod
     def sample_start(self, key: Key[Array, ""]) -> Float[Array, " n"]:

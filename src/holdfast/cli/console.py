@@ -1,0 +1,118 @@
+"""What the terminal sees: progress on stderr, results on stdout."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+errors = Console(stderr=True)
+output = Console()
+
+_WORDS = {"verify": "proving", "backup": "phase 1: backup", "policy": "phase 2: policy", "attack": "attacking"}
+
+
+class ProgressBars:
+    """One bar a phase with return, violations and time left; lines instead of bars where nobody watches."""
+
+    def __init__(self, quiet: bool):
+        self.quiet = quiet
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.progress = Progress(*columns, console=errors, disable=quiet or not errors.is_terminal)
+        self.bars: dict[str, Any] = {}
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()
+
+    def __call__(self, phase: str, done: int, total: int, row: dict[str, Any]) -> None:
+        words, text = _WORDS.get(phase, phase), _text(row)
+        if phase not in self.bars:
+            self.bars[phase] = self.progress.add_task(words, total=total, text=text)
+        self.progress.update(self.bars[phase], completed=done, total=total, text=text)
+        if not self.quiet and not errors.is_terminal and (done == total or done % 100 == 0) and done:
+            errors.print(f"{words}: {done}/{total} {text}", highlight=False, soft_wrap=True)
+
+    def say(self, words: str) -> None:
+        if not self.quiet:
+            self.progress.console.print(words, highlight=False)
+
+
+def _text(row: dict[str, Any]) -> str:
+    parts = []
+    for key, words, form in (
+        ("level", "c", "{:.4g}"),
+        ("loss", "loss", "{:.3g}"),
+        ("certified", "certified", "{:.1%}"),
+        ("return_mean", "return", "{:.4g}"),
+        ("interventions", "interventions", "{:.1%}"),
+    ):
+        if key in row:
+            values = row[key] if isinstance(row[key], list) else [row[key]]
+            numbers = [v for v in values if isinstance(v, int | float) and v == v]
+            if numbers:
+                parts.append(f"{words} {form.format(sum(numbers) / len(numbers))}")
+    if "violating_steps" in row:
+        parts.append(f"violations {sum(row['violating_steps'])}")
+    return ", ".join(parts)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """The one object that `--json` puts on stdout."""
+    sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+
+
+def print_certificate(certificate: dict[str, Any]) -> None:
+    """The obligations as a table, in plain words."""
+    table = Table(title=certificate["subject"], title_justify="left", show_lines=True)
+    for heading in ("obligation", "how", "claim", "by"):
+        table.add_column(heading, overflow="fold")
+    colours = {"proved": "green", "checked": "green", "sampled": "yellow", "assumed": "yellow"}
+    for each in certificate["obligations"]:
+        colour = colours.get(each["discharge"], "bold red")
+        words = f"[{colour}]{each['discharge']}[/]"
+        table.add_row(each["name"], words, each["claim"], each["method"])
+    output.print(table)
+
+
+def print_report(report: Any) -> None:
+    """Headline numbers of a report."""
+    table = Table(title=f"{report.task}: {len(report.seeds)} seed(s)", title_justify="left")
+    for heading in ("metric", "mean", "95 % interval", "published"):
+        table.add_column(heading)
+    for name, metric in report.metrics.items():
+        low, high = metric["ci95"]
+        published = (report.published or {}).get(name)
+        table.add_row(
+            f"{name} {report.metric_units.get(name, '')}".strip(),
+            f"{metric['mean']:.4g}",
+            f"{low:.4g} to {high:.4g}",
+            "" if published is None else f"{published:g}",
+        )
+    output.print(table)
+    safety = report.safety
+    output.print(
+        f"{safety['violations']} violations in {safety['steps']:,} steps of {safety['episodes']} episodes "
+        f"(at most about {safety['violation_bound']:.2g} of episodes violate, 95 %); "
+        f"{safety['interventions']:,} interventions, {safety['uncertified_starts']} uncertified starts",
+        highlight=False,
+    )
+    if report.training_safety:
+        seen = report.training_safety
+        output.print(
+            f"{seen['violations']} violations in {seen['steps']:,} guarded training steps", highlight=False
+        )
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in report.wall_seconds.items() if value is not None)
+    output.print(f"wall time: {spent}", highlight=False)

@@ -1,0 +1,213 @@
+"""The training pipeline: verify, phase 1, phase 2, with a checkpoint after every chunk worth keeping."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from holdfast.certify import Certificate, CertifiedBaseSet
+from holdfast.cli.build import arrays, backup_trainer, certify_task, load_task, make_guard, physics_of, policy_trainer
+from holdfast.cli.config import TrainConfig
+from holdfast.cli.timing import Stopwatch
+from holdfast.learn import ShacState, initialise, train
+from holdfast.runs import RunDirectory, RunError, read_header, seed_keys
+from holdfast.tasks import Task
+from holdfast.types import Status
+
+#: Seconds between checkpoints.
+_KEEP_EVERY = 10.0
+_CHUNK = 25
+
+Progress = Callable[[str, int, int, dict[str, Any]], None]
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a flag, so that training stops between chunks; a second one raises as usual."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        try:
+            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+        except ValueError:  # not in the main thread: nobody can press Ctrl-C at us
+            self._previous = None
+        return self
+
+    def __exit__(self, *_):
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _on_signal(self, *_):
+        self.requested = True
+        signal.signal(signal.SIGINT, self._previous)
+
+
+@dataclass
+class Trained:
+    """A run in memory.
+
+    Attributes:
+        task, config, certified: what was trained, how, and on what base set.
+        network: backup network, stacked over seeds.
+        policy: training state of phase 2, stacked over seeds.
+        finished: whether both phases ran to their end.
+        seconds: wall time by phase.
+    """
+
+    task: Task
+    config: TrainConfig
+    certified: CertifiedBaseSet
+    network: Any
+    policy: ShacState
+    finished: bool
+    seconds: dict[str, float]
+
+
+def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress: Progress, interrupt: Interrupt):
+    """Verifies the task and trains both phases in `run`, or goes on where an earlier process stopped.
+
+    Returns: `Trained`, or None if the interrupt came before phase 2 had a policy; the checkpoint is kept either way.
+
+    Raises:
+        NotProvable, TrainingDiverged, RunError, CheckpointMismatch: with the field, the value and the remedy.
+    """
+    task, watch = load_task(config.task), Stopwatch()
+    with watch("verify"):
+        progress("verify", 0, 1, {})
+        certified = certify_task(task, level=config.level, horizon=config.horizon)
+        run.write_certificate(certified.certificate.to_json())
+        progress("verify", 1, 1, {"level": certified.base_set.ellipsoid.level})
+    keys = seed_keys(config.seed, config.seeds)
+    identity = {"task": task.name, "physics": certified.certificate.physics, "seeds": config.seeds}
+    at = _position(run) if resume else {"phase": "backup", "updates": 0}
+    run.rewind_metrics(at["updates"] + (config.backup_updates if at["phase"] == "policy" else 0))
+    keep = _Keeper(run, identity, config, progress, interrupt)
+
+    trainer = backup_trainer(task, certified, config)
+    state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
+    if at["phase"] == "backup":
+        if at["updates"]:
+            state = _restore(run, {"backup": state}, identity)["backup"]
+        with watch("backup"):
+            on_chunk = keep.of_phase("backup", config.backup_updates, lambda s: {"backup": s})
+            state = train(
+                trainer, state, updates=config.backup_updates, start=at["updates"], chunk=_CHUNK, on_chunk=on_chunk
+            )
+        if interrupt.requested:
+            return None
+        network, start = state.network, 0
+    else:
+        network, start = state.network, at["updates"]
+
+    guard = make_guard(task, certified, network, config)
+    trainer = policy_trainer(task, guard, config)
+    state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys))
+    if at["phase"] == "policy":
+        restored = _restore(run, {"network": network, "policy": state}, identity)
+        network, state = restored["network"], restored["policy"]
+        trainer = policy_trainer(task, make_guard(task, certified, network, config), config)
+    with watch("policy"):
+        on_chunk = keep.of_phase("policy", config.updates, lambda s: {"network": network, "policy": s})
+        state = train(trainer, state, updates=config.updates, start=start, chunk=_CHUNK, on_chunk=on_chunk)
+    return Trained(task, config, certified, network, state, not interrupt.requested, watch.seconds)
+
+
+class _Keeper:
+    """Logs a row and, now and then, a checkpoint after each chunk; always one at the end or at an interrupt."""
+
+    def __init__(self, run: RunDirectory, identity: dict, config: TrainConfig, progress: Progress, interrupt: Interrupt):
+        self.run, self.identity, self.config = run, identity, config
+        self.progress, self.interrupt = progress, interrupt
+        self.begun = self.saved = time.monotonic()
+
+    def of_phase(self, phase: str, updates: int, tree: Callable[[Any], dict[str, Any]]):
+        def on_chunk(done: int, state: Any, metrics: dict[str, np.ndarray]) -> bool:
+            now = time.monotonic()
+            row = _row(phase, done, metrics, self.config) | {"wall_seconds": round(now - self.begun, 3)}
+            self.run.append_metrics(row)
+            self.progress(phase, done, updates, row)
+            if done == updates or self.interrupt.requested or now - self.saved > _KEEP_EVERY:
+                self.run.save_checkpoint(arrays(tree(state)), self.identity | {"phase": phase, "updates": done})
+                self.saved = now
+            return self.interrupt.requested
+
+        return on_chunk
+
+
+def _row(phase: str, done: int, metrics: dict[str, np.ndarray], config: TrainConfig) -> dict[str, Any]:
+    """One line of metrics.jsonl: means over the chunk, one number a seed."""
+    row: dict[str, Any] = {"phase": phase, "iteration": done}
+    if phase == "backup":
+        return row | {name: metrics[name].mean(axis=1).tolist() for name in ("loss", "certified")}
+    size = config.environments * config.window
+    with np.errstate(all="ignore"):
+        means = {name: value.mean(axis=1).tolist() for name, value in metrics.items() if name != "violations"}
+    violations = metrics["violations"].sum(axis=1)
+    return row | means | {
+        "iteration": config.backup_updates + done,
+        "step": done * size,
+        "return_mean": means.pop("return"),
+        "violations": (violations / (size * metrics["violations"].shape[1])).tolist(),
+        "violating_steps": violations.tolist(),
+    }
+
+
+def _position(run: RunDirectory) -> dict[str, Any]:
+    if not run.has_checkpoint:
+        return {"phase": "backup", "updates": 0}
+    header = read_header(run.path / "checkpoint")
+    return {"phase": header["phase"], "updates": int(header["updates"])}
+
+
+def _restore(run: RunDirectory, like: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    saved, _ = run.load_checkpoint(arrays(like), identity)
+    return eqx.combine(saved, like)
+
+
+def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
+    """A trained run from its directory, against the physics of today's code.
+
+    Raises:
+        RunError: if phase 2 has not begun, or the certificate is of other physics.
+        CheckpointMismatch: if the checkpoint is of another task, other physics or other settings.
+    """
+    task = load_task(config.task)
+    certificate = Certificate.from_json(run.read_certificate())
+    physics = physics_of(task)
+    if certificate.physics != physics:
+        raise RunError(
+            f"{run.path}: physics is {physics[:12]}, but its certificate is about {certificate.physics[:12]}. The system's "
+            "equations, bounds or safe set changed since: restore them, or verify and train again"
+        )
+    level = certificate["base set invariant"].numbers["level"]
+    certified = certify_task(task, level=level, horizon=config.horizon)
+    at = _position(run)
+    if at["phase"] != "policy":
+        raise RunError(f"{run.path} stopped in phase 1; go on with `holdfast train {config.task} --out {run.path} --resume`")
+    keys = seed_keys(config.seed, config.seeds)
+    identity = {"task": task.name, "physics": physics, "seeds": config.seeds}
+    network = eqx.filter_eval_shape(initialise, backup_trainer(task, certified, config), keys).network
+    trainer = policy_trainer(task, make_guard(task, certified, network, config), config)
+    state = eqx.filter_eval_shape(initialise, trainer, keys)
+    restored = _restore(run, {"network": network, "policy": state}, identity)
+    return Trained(task, config, certified, restored["network"], restored["policy"], at["updates"] >= config.updates, {})
+
+
+def training_safety(policy: ShacState) -> dict[str, Any]:
+    """What the guard did in training, summed over seeds."""
+    counts = np.asarray(policy.safety.statuses).sum(axis=0)
+    interventions = int(counts.sum() - counts[Status.accepted] - counts[Status.unguarded])
+    return {
+        "steps": int(np.asarray(policy.safety.steps).sum()),
+        "violations": int(np.asarray(policy.safety.violations).sum()),
+        "interventions": interventions,
+        "uncertified_starts": int(np.asarray(policy.safety.uncertified_starts).sum()),
+        "worst_margin": float(np.asarray(policy.safety.worst_margin).min()),
+        "statuses": {status.name: int(counts[status]) for status in Status},
+    }

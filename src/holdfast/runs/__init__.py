@@ -1,0 +1,30 @@
+"""Runs: directories that a kill cannot corrupt, checkpoints without pickle, the physics hash, configs and seeds."""
+
+from holdfast.runs.checkpoint import CheckpointMismatch, load_checkpoint, read_header, save_checkpoint
+from holdfast.runs.config import ConfigError, config_from_json, config_to_json
+from holdfast.runs.directory import RunDirectory
+from holdfast.runs.environment import environment
+from holdfast.runs.files import RunError, atomic_write, from_json, read_json, to_json, write_json
+from holdfast.runs.physics import physics_hash
+from holdfast.runs.seeds import episode_key, seed_keys
+
+__all__ = [
+    "CheckpointMismatch",
+    "ConfigError",
+    "RunDirectory",
+    "RunError",
+    "atomic_write",
+    "config_from_json",
+    "config_to_json",
+    "environment",
+    "episode_key",
+    "from_json",
+    "load_checkpoint",
+    "physics_hash",
+    "read_header",
+    "read_json",
+    "save_checkpoint",
+    "seed_keys",
+    "to_json",
+    "write_json",
+]

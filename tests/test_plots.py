@@ -1,0 +1,237 @@
+"""Figures and animations from small made-up trajectories of a real task."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from holdfast.backup import BackupPolicy, ImplicitInvariantSet, design_base_controller
+from holdfast.evaluate import Slice, Trajectories
+from holdfast.plots import (
+    DARK,
+    LIGHT,
+    learning_figure,
+    margin_figure,
+    render_episode,
+    slice_figure,
+    to_png,
+    to_svg,
+    trajectory_figure,
+)
+from holdfast.plots.animation import backup_futures
+from holdfast.plots.bounds import unsafe_intervals
+from holdfast.plots.scene_view import SceneView
+from holdfast.plots.theme import new_figure
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.tasks import LaneKeeping
+from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
+from holdfast.types import Status
+
+TASK = LaneKeeping()
+STEPS = 24
+
+
+class NoScene(LaneKeeping):
+    def scene(self, states, t, context, futures):
+        return None
+
+
+def sample_trajectories(episodes=3, steps=STEPS):
+    rng = np.random.default_rng(0)
+    times = np.arange(steps + 1)
+    reference = np.asarray(jax.vmap(TASK.reference, in_axes=(0, None))(times, ()))
+    states = np.clip(reference[None] + 0.1 * rng.normal(size=(episodes, 1, 3)), -1.7, 6)
+    proposed = rng.uniform([-6, -1.2], [6, 1.2], (episodes, steps, 2))
+    status = np.full((episodes, steps), Status.accepted)
+    status[:, 4:9], status[0, 9], status[0, 12] = Status.corrected, Status.fell_back, Status.bad_action
+    proposed[0, 12] = np.nan, np.inf
+    applied = np.clip(np.nan_to_num(proposed), TASK.system.input_box.lower, TASK.system.input_box.upper)
+    margins = np.asarray(jax.vmap(jax.vmap(TASK.safe_set.margin))(jnp.asarray(states)))
+    reward = np.zeros((episodes, steps))
+    references = np.broadcast_to(reference, states.shape)
+    return Trajectories(states, references, proposed, applied, status, margins, reward, TASK.system.dt)
+
+
+def sample_slice(axes=(0, 2), fill=None):
+    first, second = np.linspace(-1.8, 1.8, 15), np.linspace(-np.pi / 3, np.pi / 3, 11)
+    radius = np.hypot(first[None] / 1.8, second[:, None])
+    masks = [radius < r for r in (0.8, 9.0, 0.3, 0.6, 0.9)]
+    if fill is not None:
+        masks = [np.full_like(mask, fill) for mask in masks]
+    return Slice(axes, ("y", "psi"), ("m", "rad"), first, second, np.array([0.0, 5.0, 0.0]), *masks)
+
+
+def sample_rows(seeds=3):
+    rows = []
+    for i in range(6):
+        returns = [-100.0 / (i + 1) - s for s in range(seeds)]
+        shares = {"interventions": [0.5 / (i + 1)] * seeds, "violations": 0.0}
+        rows.append({"step": 640 * i, "return_mean": returns, **shares})
+    return rows
+
+
+def legend_labels(figure):
+    return {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+
+
+def axis_labels(figure):
+    return {ax.get_ylabel() for ax in figure.axes} | {ax.get_xlabel() for ax in figure.axes}
+
+
+@pytest.fixture(scope="module")
+def trajectories():
+    return sample_trajectories()
+
+
+@pytest.fixture(scope="module")
+def implicit_set():
+    base = design_base_controller(TASK.system, TASK.safety.state_cost, TASK.safety.input_cost, 0.3)
+    return ImplicitInvariantSet(BackupPolicy(base), TASK.safe_set, 10)
+
+
+def test_trajectory_figure_names_states_inputs_units_and_interventions(trajectories):
+    figure = trajectory_figure(TASK, trajectories, theme=DARK, width="narrow")
+    assert {"y (m)", "v (m/s)", "psi (rad)", "a (m/s²)", "r (rad/s)", "time (s)"} <= axis_labels(figure)
+    wanted = {"reference", "this episode", "2 other episodes", "unsafe", "proposed", "applied", "input bounds"}
+    assert wanted | {"corrected", "fell back", "bad action"} <= legend_labels(figure)
+    assert to_png(figure, dpi=40).startswith(b"\x89PNG")
+
+
+def test_margin_figure_names_constraints_by_unit(trajectories):
+    figure = margin_figure(TASK, trajectories)
+    assert {"worst margin\n(m)", "worst margin\n(rad)", "time (s)"} <= axis_labels(figure)
+    assert {*TASK.safe_set.names, "violated", "accepted", "corrected"} <= legend_labels(figure)
+
+
+def test_margin_figure_says_when_a_margin_is_not_finite(trajectories):
+    margins = trajectories.margins.copy()
+    margins[1, 5, 0] = np.nan
+    broken = Trajectories(*(margins if v is trajectories.margins else v for v in vars(trajectories).values()))
+    figure = margin_figure(TASK, broken)
+    assert figure.axes[0].get_title() == "1 margins were not finite"
+    # The other episodes' minimum must not hide it.
+    assert np.isnan(figure.axes[0].lines[0].get_ydata()[5])
+
+
+@pytest.mark.parametrize("fill", [None, True, False])
+def test_slice_figure_draws_whatever_the_masks_are(fill):
+    figure = slice_figure(TASK, [sample_slice(fill=fill)])
+    assert {"y (m)", "psi (rad)"} <= axis_labels(figure)
+    assert {"learned set", "analytic set", "viability kernel", "base set", "unsafe"} == legend_labels(figure)
+    assert figure.axes[0].get_title() == "at v = 5 m/s"
+    to_png(figure, dpi=30)
+
+
+def test_learning_figure_takes_lists_single_numbers_and_rows_by_seed():
+    figure = learning_figure(sample_rows())
+    assert {"return", "interventions", "violations"} == legend_labels(figure)
+    assert {"episode return", "share of steps (%)", "environment steps"} <= axis_labels(figure)
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata()[0], -101.0)
+    apart = [{**row, "seed": s, "return_mean": row["return_mean"][s]} for s in range(3) for row in sample_rows()]
+    np.testing.assert_allclose(learning_figure(apart).axes[0].lines[0].get_ydata()[0], -101.0)
+    learning_figure([{"step": 0, "return_mean": float("nan")}, {"step": 5, "return_mean": 1.0}])
+    with pytest.raises(ValueError, match="rows is empty"):
+        learning_figure([])
+
+
+def test_unsafe_intervals_are_found_from_the_margins_alone():
+    found = unsafe_intervals(TASK, 0, (-3.0, 3.0))
+    assert {i.name for i in found} == {"left lane edge", "right lane edge"}
+    np.testing.assert_allclose(sorted((i.lower, i.upper) for i in found), [(-3.0, -1.8), (1.8, 3.0)])
+    assert unsafe_intervals(TASK, 1, (-3.0, 30.0)) == []
+
+
+def test_constraints_on_several_states_are_not_shaded():
+    class Diagonal(LaneKeeping):
+        safe_set: SuperlevelSet = SuperlevelSet(lambda x: 1.0 - x[0] - x[2], ("sum",), ("",))
+        state_box: Box = Box([-1.0, 0.0, -1.0], [1.0, 1.0, 1.0])
+
+    assert unsafe_intervals(Diagonal(), 0, (-3.0, 3.0)) == []
+
+
+def test_svg_follows_the_page_by_css_variables_and_keeps_ids_apart(trajectories):
+    svg = to_svg(trajectory_figure(TASK, trajectories), LIGHT, name="f1", variables=True)
+    assert svg.startswith("<svg") and "viewBox" in svg
+    assert not re.search(r"#[0-9a-f]{6}", svg), "a colour is not one of the theme's"
+    assert "var(--hf-actual)" in svg and "http" not in svg
+    assert all(name.startswith("f1-") for name in re.findall(r'\bid="([^"]*)"', svg))
+    assert svg == to_svg(trajectory_figure(TASK, trajectories), LIGHT, name="f1", variables=True)
+    with pytest.raises(ValueError, match="letters, digits"):
+        to_svg(margin_figure(TASK, trajectories), LIGHT, name='"><script>')
+
+
+def test_figures_leave_no_global_state(trajectories):
+    before = dict(matplotlib.rcParams)
+    to_svg(trajectory_figure(TASK, trajectories), LIGHT, name="f")
+    assert dict(matplotlib.rcParams) == before
+    if "matplotlib.pyplot" in sys.modules:
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+def test_mp4_shows_the_scene_and_the_backup_plan(tmp_path, trajectories, implicit_set):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    path = render_episode(TASK, trajectories, tmp_path / "a.mp4", implicit_set=implicit_set, dpi=50)
+    command = [ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    frames = np.frombuffer(raw, np.uint8).reshape(STEPS + 1, -1)
+    assert np.ptp(frames[0]) > 100 and not np.array_equal(frames[0], frames[-1])
+
+
+def test_gif_without_a_scene(tmp_path, trajectories):
+    path = render_episode(NoScene(), trajectories, tmp_path / "a.gif", dpi=40)
+    with Image.open(path) as picture:
+        assert picture.n_frames == STEPS // 2 + 1
+        assert picture.info["duration"] == 100
+    with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
+        render_episode(TASK, trajectories, tmp_path / "a.avi")
+
+
+def test_mp4_without_ffmpeg_becomes_a_gif(tmp_path, trajectories, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert render_episode(NoScene(), trajectories, tmp_path / "a.mp4", dpi=30, fps=5).name == "a.gif"
+
+
+def test_futures_start_at_the_state_and_show_rejected_proposals_only(trajectories, implicit_set):
+    futures = backup_futures(TASK, trajectories, 0, implicit_set)
+    np.testing.assert_array_equal(futures["backup"][:, 0], trajectories.states[0, :-1])
+    shown = np.isfinite(futures["proposed"]).all(axis=(1, 2))
+    after = jax.vmap(TASK.system.step)(
+        jnp.asarray(trajectories.states[0, :-1]),
+        jax.vmap(TASK.system.input_box.clip)(jnp.asarray(trajectories.proposed[0])),
+    )
+    inside = np.asarray(jax.vmap(implicit_set.contains)(after))
+    finite = np.isfinite(trajectories.proposed[0]).all(axis=1)
+    np.testing.assert_array_equal(shown, ~inside & finite)
+
+
+def test_scene_view_moves_every_kind_of_shape_and_refuses_other_shapes():
+    def scene(x):
+        points = np.array([[x, 0.0], [x + 1, 1.0], [x, 1.0]])
+        shapes = (
+            Polyline(points, "trail"),
+            Polyline(points, "unsafe", filled=True),
+            Circle((x, 1.0), 0.5, "body"),
+            Rectangle((x, 0.0), (2.0, 1.0), "body", np.pi / 2),
+        )
+        return Scene(shapes, (-3.0, 3.0, -2.0, 2.0), ("x (m)", "y (m)"))
+
+    _, axes = new_figure(LIGHT, "wide", 1)
+    view = SceneView(axes[0, 0], scene(0.0), LIGHT)
+    view.update(scene(1.0))
+    line, polygon, disc, rectangle = view.artists
+    assert line.get_xdata()[0] == 1.0 and polygon.get_xy()[0, 0] == 1.0 and disc.center == (1.0, 1.0)
+    np.testing.assert_allclose(np.ptp(rectangle.get_xy(), axis=0), [1.0, 2.0], atol=1e-12)
+    with pytest.raises(ValueError, match="the shapes changed"):
+        view.update(Scene(scene(0.0).shapes[:2], (-3.0, 3.0, -2.0, 2.0), ("x", "y")))
+
+
+def test_lane_keeping_scene_moves_with_the_car(trajectories):
+    first, later = (TASK.scene(trajectories.states[0], t, (), {}) for t in (0, STEPS))
+    assert first.window == later.window and len(first.shapes) == len(later.shapes)
+    assert later.shapes[-2].centre == (0.0, pytest.approx(trajectories.states[0, -1, 0]))
