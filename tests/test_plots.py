@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -29,7 +31,8 @@ from holdfast.plots.bounds import unsafe_intervals
 from holdfast.plots.scene_view import SceneView
 from holdfast.plots.theme import new_figure
 from holdfast.sets import Box, SuperlevelSet
-from holdfast.tasks import LaneKeeping
+from holdfast.systems import System
+from holdfast.tasks import LaneKeeping, SafetySettings, Task
 from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
 from holdfast.types import Status
 
@@ -101,6 +104,47 @@ def test_trajectory_figure_names_states_inputs_units_and_interventions(trajector
     wanted = {"reference", "this episode", "2 other episodes", "unsafe", "proposed", "applied", "input bounds"}
     assert wanted | {"corrected", "fell back", "bad action"} <= legend_labels(figure)
     assert to_png(figure, dpi=40).startswith(b"\x89PNG")
+
+
+class Chain(System):
+    """Seven integrators in a row, two inputs: more panels than one column takes."""
+
+    state_names: ClassVar = tuple(f"x{i}" for i in range(7))
+    input_names: ClassVar = ("u0", "u1")
+    dt: float = 0.1
+    input_box: Box = eqx.field(default_factory=lambda: Box([-1.0, -1.0], [1.0, 1.0]))
+
+    def step(self, x, u, w=None):
+        return x + self.dt * jnp.concatenate([x[1:], u[:1]])
+
+    def equilibrium(self):
+        return jnp.zeros(7), jnp.zeros(2)
+
+
+class ChainTask(Task):
+    name: ClassVar = "chain"
+    episode_steps: ClassVar = 8
+    system: Chain = eqx.field(default_factory=Chain)
+    safe_set: SuperlevelSet = eqx.field(default_factory=lambda: SuperlevelSet(lambda x: 1 - x[0]))
+    state_box: Box = eqx.field(default_factory=lambda: Box(-np.ones(7), np.ones(7)))
+    safety: SafetySettings = eqx.field(default_factory=lambda: SafetySettings((1.0,) * 7, (1.0, 1.0), 5))
+
+    def sample_start(self, key):
+        return jnp.zeros(7)
+
+    def reward(self, x, u, x_next, t, context):
+        return jnp.zeros(())
+
+
+def test_a_system_of_many_states_without_units_or_names_of_constraints(tmp_path):
+    states, actions = np.zeros((1, 9, 7)), np.zeros((1, 8, 2))
+    status, margins = np.zeros((1, 8), int), np.ones((1, 9, 1))
+    kept = Trajectories(states, states, actions, actions, status, margins, np.zeros((1, 8)), 0.1)
+    figure = trajectory_figure(ChainTask(), kept)
+    assert sum(ax.get_visible() for ax in figure.axes) == 9
+    assert sum(ax.get_xlabel() == "time (s)" and ax.get_visible() for ax in figure.axes) == 2
+    to_png(margin_figure(ChainTask(), kept), dpi=30)
+    assert render_episode(ChainTask(), kept, tmp_path / "chain.gif", dpi=30).stat().st_size > 0
 
 
 def test_margin_figure_names_constraints_by_unit(trajectories):

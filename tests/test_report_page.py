@@ -142,6 +142,15 @@ def test_a_certificate_that_does_not_hold_is_never_green():
     assert "does <strong>not</strong> hold" in page
 
 
+def test_uncertified_starts_and_violations_in_training_are_told_in_the_headline():
+    safety = sample_report().safety | {"uncertified_starts": 4}
+    page = report_page(sample_report(safety=safety))
+    assert 'class="verdict good"' in report_page(sample_report())
+    assert 'class="verdict warn"' in page and "4 starts were not certified" in page
+    page = report_page(sample_report(training_safety={"steps": 100, "violations": 3}))
+    assert 'class="verdict warn"' in page and "there were 3 violations in 100 steps" in page
+
+
 def test_everything_is_escaped():
     obligation = Obligation(HOSTILE, HOSTILE, HOSTILE, HOSTILE, {HOSTILE: HOSTILE})
     metric = {"mean": 1.0, "iqm": HOSTILE, "ci95": [HOSTILE, None], "per_seed": [HOSTILE]}

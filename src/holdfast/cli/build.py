@@ -114,6 +114,7 @@ def policy_trainer(task: Task, guard: Guard, config: TrainConfig) -> ShacTrainer
         initial_std=config.initial_std,
         intervention_penalty=config.intervention_penalty,
         margin_penalty=config.margin_penalty,
+        restart=config.restart,
         placement=config.placement,
     )
     return ShacTrainer(task, guard, settings)

@@ -28,6 +28,7 @@ class TrainConfig:
         discount: of rewards.
         actor_rate: peak learning rate of the policy.
         initial_std: exploration noise at the start, before the tanh.
+        restart: probability of cutting a training episode short at each step, so that starts are not rare.
         intervention_penalty: weight of the squared correction, in units of the input box's half-widths.
         margin_penalty: weight of small safe-set margins.
         episodes: evaluation episodes for each seed.
@@ -49,6 +50,7 @@ class TrainConfig:
     discount: float = 0.95
     actor_rate: float = 1e-2
     initial_std: float = 0.1
+    restart: float = 0.01
     intervention_penalty: float = 0.1
     margin_penalty: float = 0.0
     episodes: int = 1000
@@ -63,7 +65,7 @@ class TrainConfig:
         for name in ("actor_rate", "initial_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; give a number > 0")
-        for name in ("intervention_penalty", "margin_penalty"):
+        for name in ("intervention_penalty", "margin_penalty", "restart"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; give a number >= 0")
         if self.horizon is not None and self.horizon < 1:

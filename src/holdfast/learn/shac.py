@@ -32,6 +32,8 @@ class ShacSettings(eqx.Module):
         initial_std: standard deviation of the policy's noise before the tanh, at the start.
         intervention_penalty: weight of |applied - proposed|^2 in units of the input box's half-widths.
         margin_penalty, margin_target: weight of [margin_target - h_i(x)/h_i(x*)]_+^2, summed over constraints.
+        restart: probability with which an episode is cut and started anew at each step (a truncation: the value of its
+            state still counts), so that starts are not rare where episodes are long.
         placement: "policy" differentiates through the guard, "environment" sees only what it did.
     """
 
@@ -49,6 +51,7 @@ class ShacSettings(eqx.Module):
     intervention_penalty: float = eqx.field(static=True, default=1.0)
     margin_penalty: float = eqx.field(static=True, default=0.0)
     margin_target: float = eqx.field(static=True, default=0.02)
+    restart: float = eqx.field(static=True, default=0.01)
     placement: Placement = eqx.field(static=True, default="policy")
 
 
@@ -207,13 +210,17 @@ class ShacTrainer(eqx.Module):
             shortfall = jax.nn.relu(settings.margin_target - seen.margin / typical)
             shaped = seen.reward * state.reward_scale
             shaped = shaped - settings.intervention_penalty * moved - settings.margin_penalty * jnp.sum(shortfall**2)
-            ended = seen.terminated | seen.truncated | seen.diverged
+            start_key, cut_key = jax.random.split(key)
+            cut = jax.random.bernoulli(cut_key, settings.restart)
+            whole = seen.terminated | seen.truncated | seen.diverged
+            ended = whole | cut
             next_observation = self._observe(episode_next)
             value = jnp.where(seen.terminated, 0.0, self._value(state.target, state.normaliser(next_observation)))
             running = running + jax.lax.stop_gradient(seen.reward)
-            last = jnp.where(ended, running, last)
+            # Only whole episodes have a return to report.
+            last = jnp.where(whole, running, last)
             running = jnp.where(ended, 0.0, running)
-            fresh = reset(task, self.guard, key)
+            fresh = reset(task, self.guard, start_key)
             started = ended & ~_certified(fresh.guard)
             episode_next = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, episode_next)
             record = {

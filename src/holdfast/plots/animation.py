@@ -11,6 +11,7 @@ import imageio.v2 as imageio
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -121,9 +122,9 @@ class _Player:
         self.moving.append(self.caption)
         for artist in self.moving:
             artist.set_animated(True)
-        self.figure = figure
-        figure.canvas.draw()
-        self.background = figure.canvas.copy_from_bbox(figure.bbox)
+        self.canvas = FigureCanvasAgg(figure)
+        self.canvas.draw()
+        self.background = self.canvas.copy_from_bbox(figure.bbox)
 
     def frame(self, t: int) -> np.ndarray:
         """The picture at step t, shape [height, width, 3], uint8."""
@@ -137,11 +138,10 @@ class _Player:
                 ahead = self.times[t] + self.times[1] * np.arange(len(sequence))
                 self.future_lines[role][i].set_data(ahead, sequence[:, i])
         self._caption(t)
-        canvas = self.figure.canvas
-        canvas.restore_region(self.background)
+        self.canvas.restore_region(self.background)
         for artist in self.moving:
             artist.axes.draw_artist(artist)
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
     def _layout(self, dpi: int) -> tuple[Figure, list]:
         n, theme = self.task.system.state_size, self.theme
@@ -165,8 +165,8 @@ class _Player:
             self.scene_view = SceneView(scene_axes, first, theme)
         figure.set_dpi(dpi)
         # Video codecs want an even number of pixels.
-        pixels = 2 * np.round(figure.get_size_inches() * dpi / 2)
-        figure.set_size_inches(pixels / dpi)
+        width, height = 2 * np.round(figure.get_size_inches() * dpi / 2) / dpi
+        figure.set_size_inches(width, height)
         for ax in panels[n:]:
             ax.set_visible(False)
         for ax in panels[: n - columns]:
@@ -194,7 +194,7 @@ class _Player:
             ax.set(xlim=(self.times[0], self.times[-1]), ylim=limits)
             unit = system.state_units[i] if i < len(system.state_units) else ""
             ax.set_ylabel(with_unit(system.state_names[i], unit))
-        top = panels[0].figure.axes[0] if self.scene_view is None else self.scene_view.artists[0].axes
+        top = panels[0] if self.scene_view is None else self.scene_view.ax
         self.caption = top.text(
             0.995, 1.03, "", transform=top.transAxes, ha="right", va="bottom", fontsize=10.5, family="monospace"
         )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from holdfast.evaluate.attack import constraint_names
 from holdfast.tasks import Task
 
 _PROBES = 16
@@ -46,20 +47,10 @@ def unsafe_intervals(task: Task, index: int, limits: tuple[float, float]) -> lis
     return found
 
 
-def constraint_names(task: Task, rows: int | None = None) -> tuple[str, ...]:
-    """A name for each row of the task's safe set; "constraint i" where it gives none."""
-    if rows is None:
-        x = jax.ShapeDtypeStruct((task.system.state_size,), jnp.float32)
-        rows = int(jax.eval_shape(task.safe_set.margin, x).shape[0])
-    names = tuple(task.safe_set.names)
-    return names if len(names) == rows else tuple(f"constraint {i + 1}" for i in range(rows))
-
-
-def constraint_units(task: Task, rows: int | None = None) -> tuple[str, ...]:
-    """A unit for each row of the task's safe set; empty where it gives none."""
-    rows = len(constraint_names(task, rows))
+def constraint_units(task: Task, count: int) -> tuple[str, ...]:
+    """The safe set's units, or empty ones where it gives none."""
     units = tuple(task.safe_set.units)
-    return units if len(units) == rows else ("",) * rows
+    return units if len(units) == count else ("",) * count
 
 
 def _probe_states(task: Task) -> np.ndarray:

@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from holdfast.evaluate import Trajectories
-from holdfast.plots.bounds import constraint_names, constraint_units
+from holdfast.evaluate.attack import constraint_names
+from holdfast.plots.bounds import constraint_units
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, Width, figure_legend, new_figure
 from holdfast.plots.trajectory import STATUS_ROLES
 from holdfast.tasks import Task

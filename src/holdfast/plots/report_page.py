@@ -95,12 +95,13 @@ def report_page(report: Report, figures: Sequence[PageFigure] = (), *, command: 
 def _verdict(report: Report) -> str:
     safety = report.safety or {}
     episodes, steps, violations = (safety.get(key) for key in ("episodes", "steps", "violations"))
-    certificate = report.certificate
+    certificate, training = report.certificate, report.training_safety or {}
+    doubts = safety.get("uncertified_starts") or training.get("violations")
     if not episodes or violations is None:
         kind, headline = "warn", "Safety was not evaluated."
         words = "The report counts no episodes, so it says nothing about violations."
     elif violations == 0:
-        kind = "good" if certificate and certificate.get("holds") else "warn"
+        kind = "good" if certificate and certificate.get("holds") and not doubts else "warn"
         headline = f"No constraint was violated in {number(steps)} steps."
         bound = safety.get("violation_bound") or min(1.0, 3 / episodes)
         words = (
@@ -112,6 +113,13 @@ def _verdict(report: Report) -> str:
         kind = "bad"
         headline = f"Constraints were violated {number(violations)} times in {number(steps)} steps."
         words = f"{number(safety.get('violating_episodes'))} of {number(episodes)} episodes violated a constraint."
+    if safety.get("uncertified_starts"):
+        words += f" {number(safety['uncertified_starts'])} starts were not certified: nothing is promised for them."
+    if training.get("steps"):
+        words += (
+            f" In training, behind the safeguard, there were {number(training.get('violations'))} violations in "
+            f"{number(training['steps'])} steps."
+        )
     seeds = len(report.seeds or ())
     setting = (
         f"{text(report.task)} · {text(report.algorithm)} · safeguard: {text(report.safeguard)} · "
@@ -287,7 +295,7 @@ def _interventions(report: Report) -> str:
             f"Of {number(found.get('explained'))} interventions in the episodes kept whole. The time to violation is "
             "how long after the proposed action the constraint would break if the backup took over one step later; the "
             "median is over the examples in report.json. A dash means that no constraint would break, but that the "
-            "proposal could not be certified."
+            "proposal lay outside the input box or could not be certified."
         )
     return page
 

@@ -35,6 +35,7 @@ class SceneView:
     """
 
     def __init__(self, ax: Axes, scene: Scene, theme: Theme):
+        self.ax = ax
         left, right, bottom, top = scene.window
         ax.set(xlim=(left, right), ylim=(bottom, top), xlabel=scene.labels[0], ylabel=scene.labels[1])
         ax.set_aspect("equal")
@@ -56,12 +57,11 @@ class SceneView:
             )
         for artist, shape in zip(self.artists, scene.shapes):
             if isinstance(shape, Circle):
-                artist.set_center(shape.centre)
-                artist.set_radius(shape.radius)
+                artist.set(center=shape.centre, radius=shape.radius)
             elif isinstance(shape, Polyline) and not shape.filled:
-                artist.set_data(*np.asarray(shape.points, np.float64).T)
+                artist.set(data=np.asarray(shape.points, np.float64).T)
             else:
-                artist.set_xy(_corners(shape))
+                artist.set(xy=_corners(shape))
 
     def _artist(self, ax: Axes, shape: Polyline | Circle | Rectangle, theme: Theme) -> Artist:
         role, dash, width, alpha = _LOOK[shape.role]

@@ -1,6 +1,7 @@
 """Slices through invariant sets: learned, analytic, viable, base."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -14,7 +15,7 @@ from holdfast.plots.bounds import unsafe_intervals
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, Width, figure_legend, new_figure, with_unit
 from holdfast.tasks import Task
 
-_LOOK = {
+_LOOK: dict[str, tuple[str, Any, str]] = {
     "certified": ("actual", "-", "learned set"),
     "analytic": ("analytic", "--", "analytic set"),
     "viable": ("ink", "-.", "viability kernel"),

@@ -128,19 +128,19 @@ def style_axes(ax: Axes, theme: Theme) -> None:
         spine.set_visible(name in ("left", "bottom"))
     for axis in (ax.xaxis, ax.yaxis):
         axis.label.set_color(theme.ink)
-        axis.label.set_size(10)
+        axis.label.set_fontsize(10)
     ax.title.set_color(theme.ink)
 
 
 def figure_legend(figure: Figure, theme: Theme, width: Width, handles: Sequence[Artist] | None = None) -> None:
     """One legend above the panels: for everything labelled in them, each label once, or for `handles`."""
     if handles is None:
-        found = {}
+        found: dict[str, Artist] = {}
         for ax in figure.axes:
             for handle, label in zip(*ax.get_legend_handles_labels()):
-                found.setdefault(label, handle)
+                found.setdefault(str(label), handle)
     else:
-        found = {handle.get_label(): handle for handle in handles}
+        found = {str(handle.get_label()): handle for handle in handles}
     if not found:
         return
     # A column is as wide as its longest label: about 0.075 inches a character and 0.6 for the handle.
