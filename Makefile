@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test bench lint setup clean
 
 demo: setup  ## train a safeguarded lane-keeping policy, prove it, evaluate it
-	$(BIN)/holdfast train lane-keeping --out runs/demo
+	$(BIN)/holdfast train lane-keeping
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
@@ -39,5 +39,5 @@ clean:
 
 # pyright[nodejs] brings the Node.js that pyright runs on, so that the machine needs none.
 .venv/.lint-installed: .venv/.installed
-	$(PIP) -e '.[lint]' 'pyright[nodejs]'
+	$(PIP) -e '.[lint]'
 	touch $@

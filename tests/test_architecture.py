@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "learn": {"tasks", "backup", "systems", "sets"},
     "runs": set(),
     "evaluate": _TO_EVALUATE,
-    "plots": {"evaluate"},
+    "plots": _TO_EVALUATE | {"evaluate"},  # a picture needs names and units of the task, and its sets
     "interop": _TO_INTEROP,
     "cli": _TO_INTEROP | {"interop", "testing", "version"},  # version: `from holdfast import __version__`
     "testing": {"systems", "sets", "tasks"},

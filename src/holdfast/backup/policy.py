@@ -1,5 +1,6 @@
 """The backup policy: base controller inside the base set, any policy outside."""
 
+import itertools
 from collections.abc import Callable
 
 import equinox as eqx
@@ -43,7 +44,7 @@ class BackupNetwork(eqx.Module):
         """Random weights (LeCun normal; last layer small, so that training starts near the middle of the box)."""
         sizes = (scale.shape[0], *hidden, system.input_size)
         layers = []
-        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             gain = 0.1 if i == len(sizes) - 2 else 1.0
             weight = gain * jax.random.normal(jax.random.fold_in(key, i), (fan_in, fan_out)) / np.sqrt(fan_in)
             layers.append((weight, jnp.zeros(fan_out)))

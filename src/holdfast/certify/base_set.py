@@ -84,7 +84,7 @@ def certify_base_set(
         obligations += _rounding_obligations(base, safe_set, acceptance, invariance, horizon)
         margins = acceptance.margins
     else:
-        rows = len(np.atleast_1d(np.asarray(safe_set.margin(np.asarray(system.equilibrium()[0])))))
+        rows = safe_set.margin(system.equilibrium()[0]).shape[0]
         margins = AcceptanceMargins(np.full(rows, np.inf), np.inf)
     obligations += _standing_obligations(horizon)
     return CertifiedBaseSet(base, margins, Certificate(subject, physics, tuple(obligations)))

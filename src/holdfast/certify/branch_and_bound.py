@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from typing import Any
+
 import numpy as np
 
 _BATCH = 4096  # boxes a call: large enough to hide numpy's overhead, small enough for the cache
@@ -18,13 +20,13 @@ class Judgement:
 
     settled: np.ndarray
     score: np.ndarray
-    witness: object | None = None
+    witness: Any = None
 
 
 @dataclass(frozen=True)
 class Outcome:
     complete: bool  #: every box settled
-    witness: object | None
+    witness: Any
     boxes: int
     reason: str
 

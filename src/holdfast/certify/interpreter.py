@@ -49,6 +49,7 @@ class Domain(Protocol):
 
     def enclosure(self, value: Any) -> Interval:
         """What comparisons see."""
+        ...
 
     def select(self, which: Interval, if_false: Any, if_true: Any) -> Any: ...
 

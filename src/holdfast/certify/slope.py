@@ -199,7 +199,7 @@ class SlopeDomain:
         if b.columns is None:
             lo = b.value.lo[..., None, :]
             divisor = Interval(lo, lo if b.value.is_thin else b.value.hi[..., None, :])
-            return Slope(value, iv.div(a.columns, divisor))
+            return Slope(value, None if a.columns is None else iv.div(a.columns, divisor))
         numerator = _plus(a.columns, _minus(_times(value, b.columns)))
         return Slope(value, _times(_inverse(b.value), numerator))
 

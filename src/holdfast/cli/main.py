@@ -22,7 +22,7 @@ from holdfast.evaluate import Trajectories, attack
 from holdfast.learn import TrainingDiverged
 from holdfast.plots import render_episode
 from holdfast.runs import ConfigError, RunDirectory, RunError
-from holdfast.safeguards import Safeguard
+from holdfast.safeguards import BackupSource, Safeguard
 from holdfast.tasks import UnknownTask, make_task, task_names
 
 #: Errors that are the user's to mend: shown as one message, without a traceback.
@@ -220,13 +220,15 @@ class Render:
         file = run.path / "trajectories.npz"
         if not file.is_file():
             raise RunError(f"{file} does not exist; evaluate the run first: `holdfast evaluate {run.path}`")
-        with np.load(file, allow_pickle=False) as data:
+        with np.load(file) as data:
             kept = {name: data[name] for name in data.files}
-        trajectories = Trajectories(**kept | {"dt": float(kept["dt"])})
+        dt = float(kept.pop("dt"))
+        trajectories = Trajectories(**kept, dt=dt)
         if not 0 <= self.episode < len(trajectories.states):
             raise ValueError(f"episode = {self.episode}; the run kept {len(trajectories.states)}, counted from 0")
         guard = make_guard(trained.task, trained.certified, of_seed(trained.network, 0), trained.config)
-        implicit = guard.source.implicit_set if isinstance(guard, Safeguard) else None
+        source = guard.source if isinstance(guard, Safeguard) else None
+        implicit = source.implicit_set if isinstance(source, BackupSource) else None
         out = self.out or run.path / "episode.mp4"
         path = render_episode(trained.task, trajectories, out, episode=self.episode, implicit_set=implicit)
         if not self.json:

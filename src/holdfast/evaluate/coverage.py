@@ -163,15 +163,15 @@ def invariant_slice(
     Raises:
         ValueError: if the axes are not two different state components.
     """
-    axes = constrained_axes(task) if axes is None else tuple(axes)
+    i, j = constrained_axes(task) if axes is None else axes
     n = task.system.state_size
-    if len(axes) != 2 or axes[0] == axes[1] or not all(0 <= axis < n for axis in axes):
-        raise ValueError(f"invariant_slice: axes = {axes}; give two different indices of the {n} state components")
+    if i == j or not (0 <= i < n and 0 <= j < n):
+        raise ValueError(f"invariant_slice: axes = {(i, j)}; give two different indices of the {n} state components")
     fixed = np.asarray(task.system.equilibrium()[0] if fixed is None else fixed, np.float64)
     lower, upper = np.asarray(task.state_box.lower), np.asarray(task.state_box.upper)
-    first, second = (np.linspace(lower[axis], upper[axis], resolution) for axis in axes)
+    first, second = (np.linspace(lower[axis], upper[axis], resolution) for axis in (i, j))
     grid = np.tile(fixed, (resolution * resolution, 1))
-    grid[:, axes[0]], grid[:, axes[1]] = (each.reshape(-1) for each in np.meshgrid(first, second))
+    grid[:, i], grid[:, j] = (each.reshape(-1) for each in np.meshgrid(first, second))
     judge = jax.jit(jax.vmap(_judge(task, implicit_set, analytic, acceptance)))
     parts = []
     for start in range(0, len(grid), _CHUNK):
@@ -183,9 +183,9 @@ def invariant_slice(
     }
     names, units = task.system.state_names, task.system.state_units or ("",) * n
     return Slice(
-        axes=axes,
-        names=tuple(names[axis] for axis in axes),
-        units=tuple(units[axis] for axis in axes),
+        axes=(i, j),
+        names=(names[i], names[j]),
+        units=(units[i], units[j]),
         first=first,
         second=second,
         fixed=fixed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -148,7 +148,7 @@ class Evaluator:
         # JAX sorts dictionaries; reports keep the task's order.
         names = [*self.task.metric_units, *summary["metrics"]]
         summary["metrics"] = {name: summary["metrics"][name] for name in names if name in summary["metrics"]}
-        kept = {name: np.asarray(value[:episodes]) for name, value in kept.items()}
+        kept = {name: np.asarray(value[:episodes]) for name, value in (kept or {}).items()}
         seconds = time.perf_counter() - start
         compile_seconds, self.compile_seconds = self.compile_seconds, 0.0
         return EpisodeResults(
@@ -272,7 +272,7 @@ def split(*trees):
     def as_arrays(node):
         if not is_acceptance(node):
             return node
-        return AcceptanceMargins(*(jnp.asarray(getattr(node, field.name)) for field in fields(node)))
+        return jax.tree.map(jnp.asarray, node)
 
     return eqx.partition(
         jax.tree.map(as_arrays, trees, is_leaf=is_acceptance), lambda leaf: isinstance(leaf, jax.Array)

@@ -25,10 +25,10 @@ def encode(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def decode(data: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `encode`; `data` is not changed."""
-    data = json.loads(json.dumps(data))
-    for path, name in data.pop(NON_FINITE, {}).items():
-        _put(data, path, float(name))
-    return data
+    copy: dict[str, Any] = json.loads(json.dumps(data))
+    for path, name in copy.pop(NON_FINITE, {}).items():
+        _put(copy, path, float(name))
+    return copy
 
 
 def plain(value):

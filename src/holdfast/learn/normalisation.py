@@ -1,5 +1,7 @@
 """Running normalisation of observations."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -44,7 +46,7 @@ class NormalisedPolicy(eqx.Module):
     """
 
     normaliser: RunningNormaliser
-    policy: eqx.Module
+    policy: Callable[[Float[Array, " o"]], Float[Array, " m"]]
 
     def __call__(self, observation: Float[Array, " o"]) -> Float[Array, " m"]:
         return self.policy(self.normaliser(observation))

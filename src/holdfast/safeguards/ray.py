@@ -1,34 +1,24 @@
 """The ray map: as far towards the proposed action as safety allows."""
 
-import equinox as eqx
 import jax.numpy as jnp
 
-from holdfast.safeguards.map import Map, furthest_safe, segment_pullback
+from holdfast.safeguards.map import Map, Segments, segment_adjoint
 
 
 class Ray(Map):
     """From the known safe action towards u, up to the first root found of the active margin.
 
     Scales all inputs together, so a steering input is taken away along with a brake; `PerInput` does not.
-
-    Attributes:
-        evaluations: most margins evaluated in the root search.
     """
 
-    evaluations: int = eqx.field(static=True, default=6)
+    from_known_safe = True
 
     def count(self, m):
         return 1
 
-    def propose(self, actions, u, margin):
-        base = actions.known_safe
-        length = furthest_safe(actions, base, u, actions.margin(base), margin, self.evaluations)
-        return (base + length * (u - base))[None]
+    def segments(self, actions, u, margin):
+        return Segments(actions.known_safe[None], u[None], margin[None])
 
-    def pullback(self, actions, u, action, index, cotangent):
-        direction = u - actions.known_safe
-        # The length, read back from the action: the longest component is the best conditioned.
-        widest = jnp.argmax(jnp.abs(direction))
-        span = direction[widest]
-        length = jnp.where(span != 0, (action - actions.known_safe)[widest] / jnp.where(span != 0, span, 1.0), 1.0)
-        return segment_pullback(actions, action, direction, length * jnp.ones_like(u), cotangent)
+    def adjoint(self, actions, local, u, action, index, length, cotangent):
+        ones = jnp.ones_like(u)
+        return segment_adjoint(local, u - actions.known_safe, length * ones, (1 - length) * ones, cotangent)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from holdfast.safeguards.compaction import where_needed
-from holdfast.safeguards.map import Map
+from holdfast.safeguards.map import Map, Segments, look_around
+from holdfast.safeguards.search import furthest_safe
 from holdfast.safeguards.source import SafeActionSet, Source
 from holdfast.types import Safeguarded, Status
 
@@ -19,8 +20,8 @@ class Safeguard(eqx.Module):
     """Whatever is proposed, applies an admissible action that keeps a certified state certified.
 
     1. *Accept*: if the source's exact check passes, the action is applied bit for bit and its commitment is kept.
-    2. *Correct*: otherwise the maps propose candidates; the nearest one (in units of the input box's half-widths) that
-       passes the same check is applied.
+    2. *Correct*: otherwise the maps propose segments of actions, which are searched together for the furthest action
+       that passes the same check; the nearest one to the proposal (in units of the half-widths of the box) is applied.
     3. *Fall back*: otherwise the committed action is applied; nothing is re-evaluated to keep a promise.
 
     Steps 1 and 3 carry the proof, step 2 decides the quality. Write for one state and `jax.vmap`: in a batch only the
@@ -28,15 +29,19 @@ class Safeguard(eqx.Module):
 
     Attributes:
         source: where safe actions come from.
-        maps: what proposes candidates.
+        maps: what proposes corrections.
         gradient: derivative of a corrected action. "exact" (implicit function theorem), "straight_through" (identity),
             "stopped" (zero). An accepted action always passes the gradient; a committed one is constant unless
-            "straight_through".
+            "straight_through". The commitment that `step` is given is held constant.
+        evaluations: most checks on a segment of a correction.
+        resolution: where its search stops, as a fraction of the segment.
     """
 
     source: Source
     maps: tuple[Map, ...]
     gradient: GradientMode = eqx.field(static=True, default="exact")
+    evaluations: int = eqx.field(static=True, default=8)
+    resolution: float = eqx.field(static=True, default=1e-3)
 
     def __check_init__(self):
         if self.gradient not in ("exact", "straight_through", "stopped"):
@@ -55,8 +60,8 @@ class Safeguard(eqx.Module):
             ValueError: while tracing, if x or u has the wrong shape.
         """
         self._check_shapes(x, u)
-        decision = _decide(_frozen((self.source, self.maps, state, x, u)))
-        action = self._with_gradient(decision, x, u)
+        decision = _decide(_frozen((self, state, x, u)))
+        action = self._with_gradient(decision, state, x, u)
         finite = jnp.all(jnp.isfinite(u))
         correction = jnp.where(finite, action - jnp.where(finite, u, 0.0), 0.0)
         return Safeguarded(action, decision.status, decision.margin, correction), decision.commitment
@@ -65,13 +70,13 @@ class Safeguard(eqx.Module):
         """One step from a fresh commitment: for gradients and replay buffers. Claims no recursion."""
         return self.step(self.init(x), x, u)[0]
 
-    def _with_gradient(self, decision: "_Decision", x, u) -> Float[Array, " m"]:
+    def _with_gradient(self, decision: "_Decision", state, x, u) -> Float[Array, " m"]:
         passes = decision.status == Status.accepted
         if self.gradient == "stopped":
             return jnp.where(passes, u, decision.action)
         if self.gradient == "straight_through":
             return _straight_through(u, decision.action)
-        return _exact((x, u), _frozen(self), decision)
+        return _exact((x, u), _frozen(self), _frozen(state), decision)
 
     def _check_shapes(self, x, u) -> None:
         m = self.source.input_box.dimension
@@ -98,7 +103,8 @@ def _frozen(tree):
 class _Decision(eqx.Module):
     """What was decided: everything the derivative needs to know about it.
 
-    `choice` counts candidates over all maps; -1: the proposal or its clip, -2: the committed action.
+    `choice` counts segments over all maps, `length` tells where on it; -1: the proposal or its clip, -2: the committed
+    action.
     """
 
     action: Float[Array, " m"]
@@ -107,10 +113,12 @@ class _Decision(eqx.Module):
     commitment: Any
     known_safe: Float[Array, " m"]
     choice: Int[Array, ""]
+    length: Float[Array, ""]
 
 
 def _decide(operands) -> _Decision:
-    source, maps, state, x, u = operands
+    safeguard, state, x, u = operands
+    source = safeguard.source
     box = source.input_box
     finite_u, finite_x = jnp.all(jnp.isfinite(u)), jnp.all(jnp.isfinite(x))
     known_safe = source.fallback(x, state)
@@ -120,10 +128,10 @@ def _decide(operands) -> _Decision:
     verified = checked.certified & finite_u & finite_x
     kept = source.after_fallback(state)
 
-    none = (known_safe, kept, jnp.asarray(-2, jnp.int32))
+    none = (known_safe, kept, jnp.asarray(-2, jnp.int32), jnp.zeros((), proposal.dtype))
     rejected = ~verified & finite_u & finite_x
-    action, commitment, choice = where_needed(
-        rejected, _correct, none, (source, maps, x, proposal, known_safe, checked.margin, state.certified, kept)
+    action, commitment, choice, length = where_needed(
+        rejected, _correct, none, (safeguard, x, proposal, known_safe, checked.margin, state.certified, kept)
     )
     corrected = rejected & (choice >= 0)
     promised = state.certified | commitment.certified
@@ -136,29 +144,30 @@ def _decide(operands) -> _Decision:
     commitment = jax.tree.map(pick, checked, commitment)
     margin = jnp.where(commitment.certified, commitment.margin, -jnp.inf)
     choice = jnp.where(verified, -1, choice)
-    return _Decision(pick(proposal, action), status, margin, commitment, known_safe, choice)
+    return _Decision(pick(proposal, action), status, margin, commitment, known_safe, choice, length)
 
 
 def _correct(operands):
-    """The nearest candidate that passes the check, else the committed action (choice -2)."""
-    source, maps, x, proposal, known_safe, margin, certified, kept = operands
-    box = source.input_box
+    """The nearest action found on the maps' segments, else the committed one (choice -2)."""
+    safeguard, x, proposal, known_safe, margin, certified, kept = operands
+    source, maps = safeguard.source, safeguard.maps
+    half = jnp.asarray(source.input_box.half_widths, proposal.dtype)
     actions = SafeActionSet(source, x, known_safe)
-    # Candidates are combinations of points of the box: clipping only takes their rounding back.
-    candidates = jnp.concatenate([each.propose(actions, proposal, margin) for each in maps] + [known_safe[None]])
-    candidates = jax.vmap(box.clip)(candidates)
-    checks = jax.vmap(source.check, in_axes=(None, 0))(x, candidates)
-    safe = checks.certified & jnp.all(jnp.isfinite(candidates), axis=1)
-    half = jnp.asarray(box.half_widths, proposal.dtype)
-    distance = jnp.sum(((candidates - proposal[None]) / half[None]) ** 2, axis=1)
-    # The known safe action is replayed, not re-promised; only where nothing is promised yet is it worth a check.
-    safe = safe.at[-1].set(safe[-1] & ~certified)
-    best = jnp.argmin(jnp.where(safe, distance, jnp.inf)).astype(jnp.int32)
-    found = safe[best]
-    last = candidates.shape[0] - 1
-    commitment = jax.tree.map(lambda new, old: jnp.where(found, new[best], old), checks, kept)
-    choice = jnp.where(found & (best < last), best, -2)
-    return jnp.where(found, candidates[best], known_safe), commitment, choice
+    segments = [each.segments(actions, proposal, margin) for each in maps]
+    if not any(each.from_known_safe for each in maps):
+        # The known safe action itself: where nothing is promised yet, a promise may start with it.
+        segments.append(Segments(known_safe[None], known_safe[None], jnp.full((1,), jnp.nan, margin.dtype)))
+    segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
+    found = furthest_safe(source, x, segments, kept, safeguard.evaluations, safeguard.resolution)
+    distance = jnp.sum(((found.action - proposal[None]) / half[None]) ** 2, axis=1)
+    best = jnp.argmin(jnp.where(found.safe, distance, jnp.inf)).astype(jnp.int32)
+    action, safe = found.action[best], found.safe[best]
+    # The known safe action is replayed, not promised again; only where nothing is promised yet its check counts.
+    falls_back = ~safe | jnp.all(action == known_safe)
+    renewed = safe & ~(falls_back & certified)
+    commitment = jax.tree.map(lambda new, old: jnp.where(renewed, new[best], old), found.commitment, kept)
+    choice = jnp.where(falls_back, -2, best)
+    return jnp.where(falls_back, known_safe, action), commitment, choice, found.length[best]
 
 
 @jax.custom_jvp
@@ -172,31 +181,31 @@ def _straight_through_jvp(primals, tangents):
 
 
 @eqx.filter_custom_vjp
-def _exact(point, safeguard: Safeguard, decision: _Decision):
+def _exact(point, safeguard: Safeguard, state, decision: _Decision):
     x, u = point
     # `where` hands an accepted proposal through untouched, so that bit identity is visible in one line.
     return jnp.where(decision.status == Status.accepted, u, decision.action)
 
 
 @_exact.def_fwd
-def _exact_forward(perturbed, point, safeguard: Safeguard, decision: _Decision):
-    return _exact(point, safeguard, decision), None
+def _exact_forward(perturbed, point, safeguard: Safeguard, state, decision: _Decision):
+    return _exact(point, safeguard, state, decision), None
 
 
 @_exact.def_bwd
-def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, decision: _Decision):
+def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, state, decision: _Decision):
     x, u = point
     box = safeguard.source.input_box
     finite = jnp.all(jnp.isfinite(u))
     inside = box.contains(u)
     proposal = jnp.where(inside, u, box.clip(jnp.where(finite, u, decision.known_safe)))
-    # Kept proposals pass the cotangent; committed actions are constants; candidates ask their map.
+    # Kept proposals pass the cotangent; committed actions are constants; corrections ask their map.
     kept = jnp.where(decision.choice == -1, cotangent, 0.0)
     x_bar, u_bar = where_needed(
         decision.choice >= 0,
         _pull_back,
         (jnp.zeros_like(x), kept),
-        (safeguard, x, proposal, decision.known_safe, decision.action, decision.choice, cotangent),
+        (safeguard, state, x, proposal, decision, cotangent),
     )
     # Clipping to the box has derivative zero where it acted, one elsewhere.
     u_bar = jnp.where((proposal == u) | (decision.status == Status.accepted), u_bar, 0.0)
@@ -204,15 +213,30 @@ def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, decisi
 
 
 def _pull_back(operands):
-    safeguard, x, proposal, known_safe, action, choice, cotangent = operands
-    actions = SafeActionSet(safeguard.source, x, known_safe)
-    x_bar, u_bar = jnp.zeros_like(x), jnp.zeros_like(cotangent)
-    start = 0
+    """Cotangents of x and of the proposal: the maps' adjoints in turn, then one reverse pass of the margins."""
+    safeguard, state, x, proposal, decision, cotangent = operands
+    source, action, known_safe = safeguard.source, decision.action, decision.known_safe
+    actions = SafeActionSet(source, x, known_safe)
+    curved = any(each.curved for each in safeguard.maps)
+    local = look_around(actions.rows, action, curved)
+    adjoint, start = None, 0
     for each in safeguard.maps:
         stop = start + each.count(proposal.shape[0])
-        mine = (choice >= start) & (choice < stop)
-        index = jnp.clip(choice - start, 0, stop - start - 1)
-        x_part, u_part, _ = each.pullback(actions, proposal, action, index, cotangent)
-        x_bar, u_bar = jnp.where(mine, x_part, x_bar), jnp.where(mine, u_part, u_bar)
+        index = jnp.clip(decision.choice - start, 0, stop - start - 1)
+        part = each.adjoint(actions, local, proposal, action, index, decision.length, cotangent)
+        mine = (decision.choice >= start) & (decision.choice < stop)
+        adjoint = part if adjoint is None else jax.tree.map(lambda a, b, mine=mine: jnp.where(mine, a, b), part, adjoint)
         start = stop
-    return x_bar, u_bar
+
+    def weighted(x):
+        if not curved:
+            return adjoint.rows @ source.rows(x, action)
+        value, slope = jax.jvp(lambda a: source.rows(x, a), (action,), (adjoint.direction,))
+        return adjoint.rows @ value + adjoint.slopes @ slope
+
+    x_bar = jax.grad(weighted)(x)
+    _, fallback_pullback = jax.vjp(lambda x: source.fallback(x, state), x)
+    x_bar = x_bar + fallback_pullback(adjoint.known_safe)[0]
+    # Where rows weigh nothing their derivative may still be inf, and 0 * inf is NaN: such a length is held too.
+    x_bar = jnp.where(jnp.all(jnp.isfinite(x_bar)), x_bar, 0.0)
+    return x_bar, adjoint.u

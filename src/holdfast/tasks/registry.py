@@ -1,9 +1,11 @@
 """Tasks by name."""
 
+from typing import Any
+
 from holdfast.tasks.base import Task
 from holdfast.tasks.lane_keeping import LaneKeeping
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (LaneKeeping,)}
+_TASKS: dict[str, Any] = {task.name: task for task in (LaneKeeping,)}
 
 
 class UnknownTask(ValueError):

@@ -15,8 +15,8 @@ R     rows, margins along a whole backup flow
 ====  =======================================================================
 """
 
-from holdfast.types.records import Safeguarded, Transition
 from holdfast.types.protocols import Guard, Policy, Unguarded
+from holdfast.types.records import Safeguarded, Transition
 from holdfast.types.status import Status
 
 __all__ = ["Guard", "Policy", "Safeguarded", "Status", "Transition", "Unguarded"]

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from holdfast.types.records import Safeguarded
 from holdfast.types.status import Status
@@ -37,13 +37,13 @@ class Unguarded(eqx.Module):
         lower, upper: the input box, shape [m].
     """
 
-    lower: Float[Array, " m"]
-    upper: Float[Array, " m"]
+    lower: ArrayLike
+    upper: ArrayLike
 
     def init(self, x: Float[Array, " n"]) -> tuple[()]:
         return ()
 
     def step(self, state: tuple[()], x: Float[Array, " n"], u: Float[Array, " m"]) -> tuple[Safeguarded, tuple[()]]:
-        action = jnp.clip(u, self.lower.astype(u.dtype), self.upper.astype(u.dtype))
+        action = jnp.clip(u, jnp.asarray(self.lower, u.dtype), jnp.asarray(self.upper, u.dtype))
         status = jnp.asarray(Status.unguarded, jnp.int32)
         return Safeguarded(action, status, jnp.asarray(-jnp.inf, u.dtype), action - u), state

@@ -1,0 +1,119 @@
+"""The search for the furthest safe action of each segment: the only place where corrections are verified."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from holdfast.safeguards.map import Segments
+from holdfast.safeguards.source import Source
+
+
+class Found(eqx.Module):
+    """The furthest action found on each of K segments.
+
+    Attributes:
+        action: shape [K, m]; meaningful only where `safe`.
+        length: where on its segment, in [0, 1]; -1 where nothing safe was found, shape [K].
+        commitment: what the source's check of that very action returned, stacked [K, ...].
+        safe: whether it passed that check, shape [K].
+    """
+
+    action: Float[Array, "K m"]
+    length: Float[Array, " K"]
+    commitment: Any
+    safe: Bool[Array, " K"]
+
+
+class _Line(eqx.Module):
+    """State of one line's search: the bracket [low, high], margins at its ends (NaN: not yet known)."""
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    f_low: Float[Array, ""]
+    f_high: Float[Array, ""]
+    side: Int[Array, ""]
+    action: Float[Array, " m"]
+    commitment: Any
+    dead: Bool[Array, ""]
+
+
+def furthest_safe(
+    source: Source,
+    x: Float[Array, " n"],
+    segments: Segments,
+    like: Any,
+    evaluations: int,
+    resolution: float,
+) -> Found:
+    """Searches K segments at once, `evaluations` checks a line at most.
+
+    First the target, unless it is known to be unsafe; then the base, without which a line is given up; then regula
+    falsi with the Illinois rule on the margin, bisection where a margin is -inf, until the bracket is shorter than
+    `resolution` of the segment. Every evaluation is the source's exact check of the very action that may be returned,
+    so nothing has to be verified afterwards.
+
+    Args:
+        source: checks.
+        x: the state, shape [n].
+        segments: K lines.
+        like: any commitment of the source, for shapes and types.
+        evaluations: most checks on a line.
+        resolution: shortest bracket, as a fraction of the segment.
+    """
+    box = source.input_box
+
+    def undecided(line: _Line):
+        unknown = jnp.isnan(line.f_low) | jnp.isnan(line.f_high)
+        return ~line.dead & (line.low < 1) & (unknown | (line.high - line.low > resolution))
+
+    def look(line: _Line, base, target) -> _Line:
+        at_target = jnp.isnan(line.f_high)
+        at_base = ~at_target & jnp.isnan(line.f_low)
+        low, high, f_low, f_high = line.low, line.high, line.f_low, line.f_high
+        usable = jnp.isfinite(f_high) & jnp.isfinite(f_low)
+        secant = low + (high - low) * jnp.where(usable, f_low / jnp.where(usable, f_low - f_high, 1.0), 0.5)
+        # Aim a little short of the root: the safe end of the bracket is the result, and it should come close.
+        width = high - low
+        trial = jnp.clip(secant - 0.5 * resolution * width, low + 0.02 * width, high - 0.02 * width)
+        trial = jnp.where(at_target, 1.0, jnp.where(at_base, 0.0, trial))
+        action = jnp.where(at_target, target, base + trial * (target - base))
+        # Actions of a segment are combinations of points of the box: clipping only takes their rounding back.
+        action = box.clip(jnp.where(at_base, base, action))
+        check = source.check(x, action)
+        safe = check.certified & jnp.all(jnp.isfinite(action))
+        f = jnp.where(jnp.isnan(check.margin), -jnp.inf, check.margin)
+        # Illinois: an end that stays twice has its value halved, or regula falsi creeps.
+        f_high = jnp.where(safe, jnp.where(line.side == 1, 0.5 * f_high, f_high), f)
+        f_low = jnp.where(safe, f, jnp.where(line.side == -1, 0.5 * f_low, f_low))
+        inside = ~at_target & ~at_base
+        new = _Line(
+            jnp.where(safe, trial, low),
+            jnp.where(safe, high, trial),
+            # At the target nothing is learnt about the base, and the other way round.
+            jnp.where(at_target & ~safe, line.f_low, f_low),
+            jnp.where(at_base, line.f_high, f_high),
+            jnp.where(inside, jnp.where(safe, 1, -1), 0).astype(jnp.int32),
+            jnp.where(safe, action, line.action),
+            jax.tree.map(lambda a, b: jnp.where(safe, a, b), check, line.commitment),
+            at_base & ~safe,
+        )
+        return jax.tree.map(lambda a, b: jnp.where(undecided(line), a, b), new, line)
+
+    def start(base, target_margin) -> _Line:
+        minus, one = -jnp.ones((), base.dtype), jnp.ones((), base.dtype)
+        unknown = jnp.full((), jnp.nan, base.dtype)
+        zero = jnp.zeros((), jnp.int32)
+        return _Line(
+            minus, one, unknown, target_margin.astype(base.dtype), zero, base, like, jnp.asarray(False)
+        )
+
+    lines = jax.vmap(start)(segments.base, segments.target_margin)
+    _, lines = jax.lax.while_loop(
+        lambda carry: (carry[0] < evaluations) & jnp.any(jax.vmap(undecided)(carry[1])),
+        lambda carry: (carry[0] + 1, jax.vmap(look)(carry[1], segments.base, segments.target)),
+        (jnp.zeros((), jnp.int32), lines),
+    )
+    return Found(lines.action, lines.low, lines.commitment, lines.low >= 0)
