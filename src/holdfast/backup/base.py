@@ -100,9 +100,13 @@ def design_base_controller(
             f"{type(system).__name__}.equilibrium: u* = {u_star} must lie strictly inside the input box "
             f"[{box.lower}, {box.upper}]; the regulator needs room on both sides"
         )
-    controller = BaseController(_as_float32(K), _as_float32(u_star), box)
-    P = _as_float32(P)
-    return BaseSet(system, controller, Ellipsoid(0.5 * (P + P.T), float(np.float32(level))))
+    K, P = _as_float32(K), _as_float32(0.5 * (P + P.T))
+    if (symmetry := system.symmetry) is not None:
+        # Once to symmetrise, once more as rounding to float32 may have parted numbers that must be equal.
+        for _ in range(2):
+            K, P = _as_float32(symmetry.symmetric_gain(K)), _as_float32(symmetry.symmetric_form(P))
+    controller = BaseController(K, _as_float32(u_star), box)
+    return BaseSet(system, controller, Ellipsoid(P, float(np.float32(level))))
 
 
 def _as_weight(name: str, weight: np.ndarray, size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from holdfast.backup.flow import Flow, backup_flow
 from holdfast.backup.plan import AcceptanceMargins, Plan
 from holdfast.backup.policy import BackupPolicy
 from holdfast.sets import Set
+from holdfast.systems import MANIFOLD_TOLERANCE
 
 # Margins that do not count (after the arrival) are set to this: far from active, and finite, so that 0 * it is 0.
 _NOT_COUNTED = 1e6
@@ -61,7 +62,7 @@ class ImplicitInvariantSet(eqx.Module):
         anywhere before the arrival makes a comparison false, and NaN can not arrive.
         """
         system, base = self.policy.base.system, self.policy.base
-        eps_path, eps_base = _as_arrays(acceptance, x.dtype)
+        eps_path, eps_base = _at_nodes(acceptance, self.horizon + 1, x.dtype)
 
         def advance(state, _):
             action = self.policy(state)
@@ -70,31 +71,42 @@ class ImplicitInvariantSet(eqx.Module):
         last, (states, actions) = jax.lax.scan(advance, x, None, length=self.horizon)
         states = jnp.concatenate([states, last[None]])
         # All nodes at once, after the loop: its body stays small, which decides run time and compile time.
-        slack = jax.vmap(self.safe_set.margin)(states) - jnp.atleast_1d(eps_path)[None]
+        slack = jax.vmap(self.safe_set.margin)(states) - eps_path
         base_slack = jax.vmap(base.margin)(states) - eps_base
         nodes = jnp.arange(self.horizon + 1, dtype=jnp.int32)
         arrives = base_slack >= 0
         length = jnp.min(jnp.where(arrives, nodes, self.horizon))
         counts = (nodes <= length)[:, None]
         ok = jnp.all((slack >= 0) | ~counts) & jnp.all(jnp.isfinite(states) | ~counts)
+        ok = ok & jnp.all(jax.vmap(lambda state: self._bounded(state, acceptance))(states) | ~counts[:, 0])
         certified = ok & jnp.any(arrives)
         margin = jnp.minimum(jnp.min(jnp.where(counts, slack, jnp.inf)), jnp.max(base_slack))
         # A margin is a number to look at and to search a root of; a flow that broke has none.
         margin = jnp.where(jnp.isfinite(margin) & (certified | (margin < 0)), margin, -jnp.inf)
         return Plan(actions, length, jnp.zeros_like(length), margin, certified)
 
+    def _bounded(self, state: Float[Array, " n"], acceptance: AcceptanceMargins | None) -> Bool[Array, ""]:
+        """Whether the acceptance margins were derived for this state: in their region, and on the system's manifold."""
+        if acceptance is None or acceptance.region is None:
+            return jnp.asarray(True)
+        off = jnp.abs(self.policy.base.system.manifold(state))
+        return acceptance.region.contains(state) & jnp.all(off <= MANIFOLD_TOLERANCE)
 
-def _as_arrays(acceptance: AcceptanceMargins | None, dtype):
+
+def _at_nodes(acceptance: AcceptanceMargins | None, nodes: int, dtype) -> tuple[Array, Array]:
+    """eps_h [N+1, p] (or [N+1, 1], for all constraints) and eps_B [N+1], node by node."""
     if acceptance is None:
-        return jnp.asarray(0.0, dtype), jnp.asarray(0.0, dtype)
-    return jnp.asarray(acceptance.path, dtype), jnp.asarray(acceptance.base, dtype)
+        return jnp.zeros((nodes, 1), dtype), jnp.zeros(nodes, dtype)
+    path, base = jnp.asarray(acceptance.path, dtype), jnp.asarray(acceptance.base, dtype)
+    path = path if path.ndim == 2 else jnp.broadcast_to(path, (nodes, *jnp.atleast_1d(path).shape))
+    return path, jnp.broadcast_to(base, (nodes,))
 
 
 def _counted(flow: Flow, acceptance: AcceptanceMargins | None) -> Float[Array, " R"]:
-    eps_path, eps_base = _as_arrays(acceptance, flow.states.dtype)
+    eps_path, eps_base = _at_nodes(acceptance, flow.states.shape[0], flow.states.dtype)
     base_slack = flow.base_margins - eps_base
     arrived = jnp.cumsum(base_slack >= 0) > 0
     counts = jnp.concatenate([jnp.array([True]), ~arrived[:-1]])
-    path = jnp.where(counts[:, None], flow.margins - jnp.atleast_1d(eps_path)[None], _NOT_COUNTED)
+    path = jnp.where(counts[:, None], flow.margins - eps_path, _NOT_COUNTED)
     # The best node decides arrival. `max` drops no NaN that matters: a NaN node before the arrival is in `path`.
     return jnp.concatenate([path.reshape(-1), jnp.max(base_slack)[None]])

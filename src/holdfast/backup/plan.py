@@ -5,17 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from holdfast.sets import Box
+
 
 class AcceptanceMargins(eqx.Module):
     """How far inside a plan must lie to be accepted, so that rounding along its replay cannot lead outside.
 
+    Rounding adds up along a plan, so later nodes need more; one number for all nodes is allowed too.
+
     Attributes:
-        path: eps_h, one number a constraint, in its units, shape [p].
-        base: eps_B, on the dimensionless base-set margin 1 - V/c.
+        path: eps_h, for each node and constraint, in its units, shape [N+1, p] or [p].
+        base: eps_B, for each node, on the dimensionless base-set margin 1 - V/c, shape [N+1] or a number.
+        region: the states for which these margins were derived; a plan that leaves it is not accepted. None: all states.
     """
 
     path: np.ndarray
-    base: float
+    base: np.ndarray | float
+    region: Box | None = None
 
 
 class Plan(eqx.Module):

@@ -15,21 +15,22 @@ from holdfast.systems import System
 
 
 class BackupNetwork(eqx.Module):
-    """A tanh network from scaled error coordinates to the input box; every output is admissible by construction.
+    """A tanh network from the scaled features of a state to the input box; every output is admissible by construction.
 
     Attributes:
         layers: weights [in, out] and biases [out].
-        scale: typical size of each error coordinate, shape [e]; fixed, not trained.
+        system: gives `features`; by default the error coordinates.
+        scale: typical size of each feature, shape [f]; fixed, not trained.
         input_box: outputs are centre + half_width * tanh(.).
     """
 
     layers: list[tuple[Array, Array]]
     system: System
-    scale: Float[Array, " e"]
+    scale: Float[Array, " f"]
     input_box: Box
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
-        hidden = self.system.error(x) / jax.lax.stop_gradient(self.scale).astype(x.dtype)
+        hidden = self.system.features(x) / jax.lax.stop_gradient(self.scale).astype(x.dtype)
         for weight, bias in self.layers[:-1]:
             hidden = jnp.tanh(hidden @ weight.astype(x.dtype) + bias.astype(x.dtype))
         weight, bias = self.layers[-1]
@@ -39,7 +40,7 @@ class BackupNetwork(eqx.Module):
 
     @staticmethod
     def initialise(
-        key: Key[Array, ""], system: System, scale: Float[Array, " e"], hidden: tuple[int, ...] = (64, 64)
+        key: Key[Array, ""], system: System, scale: Float[Array, " f"], hidden: tuple[int, ...] = (64, 64)
     ) -> "BackupNetwork":
         """Random weights (LeCun normal; last layer small, so that training starts near the middle of the box)."""
         sizes = (scale.shape[0], *hidden, system.input_size)

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdfast.backup import AcceptanceMargins, BaseSet, design_base_controller
-from holdfast.certify.acceptance import Acceptance, acceptance_margins
+from holdfast.certify.acceptance import Acceptance, acceptance_margins, step_deviation
 from holdfast.certify.certificate import Certificate, Obligation
 from holdfast.certify.containment import inside, largest_inside_level
+from holdfast.certify.coordinates import RotationSymmetry
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
+from holdfast.certify.declared import declared_obligations
 from holdfast.certify.proof import InvarianceProof, deviation_norm, invariance_robustness
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import System
 
 #: No level beyond this multiple of the smallest at which an input saturates is tried.
 _LARGEST_MULTIPLE = 100.0
+#: Contraction V+ <= (1 - delta) c asked for: at least, and at most.
+_LEAST_CONTRACTION, _MOST_CONTRACTION = 1e-4, 1e-2
 
 
 class NotProvable(ValueError):
@@ -57,7 +61,8 @@ def certify_base_set(
         system, safe_set, state_box: what moves, C, and the region in which plans live.
         state_cost, input_cost: LQR weights.
         horizon: N of the backup flow.
-        level: c; None looks for the largest provable one by bisection.
+        level: c; None looks for the largest provable one by bisection (for a symmetric system up to the level at which
+            an input first saturates, as the clip to a box knows no rotation).
         physics: hash of the physics, noted in the certificate.
         max_boxes, max_seconds: budget of each search; spent means "not proved", never "safe".
 
@@ -78,6 +83,7 @@ def certify_base_set(
         containment = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
     base = base.at_level(invariance.level)
     obligations = [_invariance_obligation(invariance), _containment_obligation(containment, safe_set)]
+    obligations += declared_obligations(base, state_box)
     proved = invariance.result == "proved" and containment.result == "proved"
     if proved:
         acceptance = acceptance_margins(base, safe_set, state_box, horizon)
@@ -86,7 +92,7 @@ def certify_base_set(
     else:
         rows = safe_set.margin(system.equilibrium()[0]).shape[0]
         margins = AcceptanceMargins(np.full(rows, np.inf), np.inf)
-    obligations += _standing_obligations(horizon)
+    obligations += _standing_obligations(horizon, proved)
     return CertifiedBaseSet(base, margins, Certificate(subject, physics, tuple(obligations)))
 
 
@@ -101,40 +107,80 @@ def _require_safe_equilibrium(base: BaseSet, safe_set: SuperlevelSet) -> None:
         )
 
 
+def _unsaturated(base: BaseSet) -> float:
+    """The level at which an input first saturates: max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i')."""
+    gain, u_star, box = base.controller.gain, base.controller.equilibrium_input, base.system.input_box
+    room = np.minimum(box.upper - u_star, u_star - box.lower)
+    reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(base.ellipsoid.shape_matrix), gain)
+    return float(np.min(room**2 / np.maximum(reach, 1e-12)))
+
+
+def _symmetry(base: BaseSet, level: float) -> RotationSymmetry | None:
+    declared = base.system.symmetry
+    if declared is None or level > _unsaturated(base):
+        return None
+    return RotationSymmetry(declared.pairs, declared.mirror)
+
+
+def _contraction(base: BaseSet, level: float) -> float:
+    """How much contraction to prove: what rounding inside the base set will need, with room to spare."""
+    at_level = base.at_level(level)
+    needed = deviation_norm(at_level.ellipsoid.shape_matrix, step_deviation(at_level)) / np.sqrt(level)
+    wanted = float(3.0 * needed)
+    return wanted if _LEAST_CONTRACTION < wanted < _MOST_CONTRACTION else _LEAST_CONTRACTION
+
+
+def _below(level: float) -> float:
+    """A float32 number below the level: the controller runs with it, so the proof is about exactly that number."""
+    return float(np.nextafter(np.float32(level), np.float32(0)))
+
+
 def _largest(base: BaseSet, safe_set: SuperlevelSet, max_boxes: int, max_seconds: float):
     P = base.ellipsoid.shape_matrix
-    gain, u_star = base.controller.gain, base.controller.equilibrium_input
-    box = base.system.input_box
-    room = np.minimum(box.upper - u_star, u_star - box.lower)
-    # max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i'), so inputs first saturate at this level.
-    reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(P), gain)
-    unsaturated = float(np.min(room**2 / np.maximum(reach, 1e-12)))
+    unsaturated = _unsaturated(base)
     containment = largest_inside_level(
         lambda e: safe_set.margin(base.system.lift(e)), P, _LARGEST_MULTIPLE * unsaturated, max_seconds=max_seconds
     )
     if containment.result != "proved":
         raise NotProvable(
-            f"base set: no level of e'Pe <= c could be proved to lie in the safe set ({containment.reason}). The safe set "
-            "may have no interior around the equilibrium, or its function cannot be bounded: give a larger safe set, or "
-            "write it with the supported operations"
+            f"base set: that it lies in the safe set is not proved for any level c of e'Pe <= c ({containment.reason}). "
+            f"Give more time than max_seconds = {max_seconds:g}; if that does not help, the safe set has too little room "
+            "around the equilibrium, or its function cannot be bounded: enlarge it, or write it with the supported operations"
         )
+    upper = containment.level if base.system.symmetry is None else min(containment.level, unsaturated)
+    upper = _below(upper)
     invariance = largest_invariant_level(
-        base.closed_loop, P, containment.level, rtol=0.01, max_boxes=max_boxes, max_seconds=max_seconds
+        base.closed_loop,
+        P,
+        upper,
+        rtol=0.01,
+        delta=_contraction(base, upper),
+        max_boxes=max_boxes,
+        max_seconds=max_seconds,
+        symmetry=_symmetry(base, upper),
     )
     if invariance.result != "proved":
         raise NotProvable(
-            f"base set: no level could be proved invariant (last try c = {invariance.level:.4g}: {invariance.reason}). "
-            "Give LQR weights with more input cost, an equilibrium with more room in the input box, or error "
-            "coordinates without a singularity nearby"
+            f"base set: that it is invariant is not proved for any level (last try c = {invariance.level:.4g}: "
+            f"{invariance.reason}). Give more time than max_seconds = {max_seconds:g}; if that does not help, give LQR "
+            "weights with more input cost, an equilibrium with more room in the input box, or error coordinates without a "
+            "singularity nearby"
         )
-    level = float(np.nextafter(np.float32(invariance.level), np.float32(0)))
-    # The controller runs with a float32 level, so the last proof is about exactly that number.
-    return _prove_level(base, level, max_boxes, max_seconds), _contain(base, safe_set, level, max_boxes, max_seconds)
+    if invariance.level != upper:
+        invariance = _prove_level(base, _below(invariance.level), max_boxes, max_seconds)
+    return invariance, _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
 
 
 def _prove_level(base: BaseSet, level: float, max_boxes: int, max_seconds: float) -> InvarianceProof:
-    P = base.ellipsoid.shape_matrix
-    return prove_invariance(base.closed_loop, P, level, max_boxes=max_boxes, max_seconds=max_seconds)
+    return prove_invariance(
+        base.closed_loop,
+        base.ellipsoid.shape_matrix,
+        level,
+        delta=_contraction(base, level),
+        max_boxes=max_boxes,
+        max_seconds=max_seconds,
+        symmetry=_symmetry(base, level),
+    )
 
 
 def _contain(base: BaseSet, safe_set: SuperlevelSet, level: float, max_boxes: int, max_seconds: float):
@@ -186,15 +232,21 @@ def _rounding_obligations(
     absorbed = invariance_robustness(invariance, base.ellipsoid.shape_matrix)
     needed = deviation_norm(base.ellipsoid.shape_matrix, acceptance.step_deviation)
     margins = acceptance.margins
-    path = {name: float(value) for name, value in zip(safe_set.names or range(len(margins.path)), margins.path)}
+    names = safe_set.names or [f"row {i}" for i in range(margins.path.shape[1])]
+    path = {name: _first_middle_last(column) for name, column in zip(names, margins.path.T)}
     return [
         Obligation(
             "rounding along a plan",
             f"Two float32 programs that replay one plan of {horizon} steps, with one ulp of state noise a step, stay so "
             "close that no margin differs by more than the acceptance margin a plan has to clear.",
             "proved",
-            "running error analysis and interval Jacobians over the state box",
-            {"deviation": _plain(acceptance.deviation), "path_margins": path, "base_margin": margins.base},
+            f"running error analysis and {_spread_method(base)} over the state box, which no accepted plan leaves; numbers "
+            "at the first, the middle and the last node of a plan",
+            {
+                "deviation": _plain(acceptance.deviation[-1]),
+                "path_margins": path,
+                "base_margin": _first_middle_last(margins.base),
+            },
         ),
         Obligation(
             "rounding inside the base set",
@@ -207,14 +259,24 @@ def _rounding_obligations(
     ]
 
 
-def _standing_obligations(horizon: int) -> list[Obligation]:
+def _spread_method(base: BaseSet) -> str:
+    spread = base.system.spread
+    return "interval Jacobians" if spread is None else f"declared bounds on the step's spread ({spread.shown_by})"
+
+
+def _first_middle_last(values: np.ndarray) -> list[float]:
+    return [float(values[k]) for k in (0, len(values) // 2, -1)]
+
+
+def _standing_obligations(horizon: int, proved: bool) -> list[Obligation]:
     return [
         Obligation(
             "recursive feasibility",
             "A committed plan can always be carried on: after one of its actions the rest of it is a safe plan, and at its "
             "end the base controller goes on for ever.",
-            "proved",
-            "algebra: the flow of the next state is the flow of this state shifted by one; the base set is invariant",
+            "proved" if proved else "not proved",
+            "algebra: the flow of the next state is the flow of this state shifted by one, and the base set is invariant"
+            + ("" if proved else ", which is what is not shown here"),
         ),
         Obligation(
             "every action",

@@ -76,7 +76,7 @@ class _Margin:
         # minimum of b.y over |y| <= R is -R |b|, which makes linear margins exact.
         jumps = Interval(-jump, jump)
         in_box = at_centre + linear.matvec(slopes, Y - C) + jumps
-        gradient = slopes.midpoint
+        gradient = np.broadcast_to(slopes.midpoint, (*slopes.magnitude.shape[:2], alive.size))
         B = Interval(gradient, gradient)
         radius = np.sqrt(ball) * (1 + 2 * _EPS)
         length = np.sqrt((gradient**2).sum(1)) * (1 + (self.n + 4) * _EPS)
@@ -99,7 +99,9 @@ class _Margin:
                 if witness is not None:
                     return Judgement(settled, score, witness)
         settled[alive] = good
-        score[:, alive] = (slopes.magnitude[worst, :, columns].T) * (hi - lo)
+        # Slopes of linear margins are the same on every box, and come as one column.
+        magnitude = np.broadcast_to(slopes.magnitude, (*slopes.magnitude.shape[:2], alive.size))
+        score[:, alive] = (magnitude[worst, :, columns].T) * (hi - lo)
         return Judgement(settled, score)
 
     def prove(self, level: float, budget: Budget) -> InvarianceProof:

@@ -221,7 +221,7 @@ def _prove(loop: _ClosedLoop, level: float, delta: float, budget: Budget, falsif
         return report("not_proved", outcome.boxes, None, outcome.reason + "; nothing is known about invariance")
     reason = f"on every box of a cover of the set, V after one step is at most (1 - {delta:g}) times the level"
     if loop.symmetry is not None:
-        reason += " (reduced by the declared symmetry, which is checked at sampled points only)"
+        reason += " (reduced by the declared symmetry, an obligation of its own)"
     return report("proved", outcome.boxes, None, reason)
 
 

@@ -1,6 +1,7 @@
 """From a task's plain settings to its certified base set, its safeguard and its trainers."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import equinox as eqx
@@ -22,7 +23,7 @@ def load_task(spec: str) -> Task:
     """The task called `spec`, or the class NAME of a file given as FILE.py:NAME.
 
     Raises:
-        UnknownTask: if there is no such task, file or class, or the file does not import.
+        UnknownTask: if there is no such task, file or class, the file does not import, or the class cannot be made.
     """
     if ".py" not in spec:
         return make_task(spec)
@@ -32,11 +33,12 @@ def load_task(spec: str) -> Task:
     path = Path(file)
     if not path.is_file():
         raise UnknownTask(f"task = {spec!r}: there is no file {file}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"holdfast_task_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise UnknownTask(f"task = {spec!r}: {file} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
+        sys.modules[module_spec.name] = module  # dataclasses look up annotations there
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise UnknownTask(f"task = {spec!r}: {file} does not import: {type(error).__name__}: {error}") from error
@@ -44,7 +46,15 @@ def load_task(spec: str) -> Task:
     if not (isinstance(found, type) and issubclass(found, Task)):
         tasks = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Task) and v is not Task]
         raise UnknownTask(f"task = {spec!r}: {file} has no task {name}; its tasks are: {', '.join(tasks) or 'none'}")
-    return found()
+    try:
+        task = found()
+    except Exception as error:
+        raise UnknownTask(
+            f"task = {spec!r}: {name}() fails: {type(error).__name__}: {error}. Give every field a default, so that the "
+            "class can be made without arguments"
+        ) from error
+    # Training tells seeds apart by their JAX arrays; a task's own numbers are shared by all of them.
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, task)
 
 
 def physics_of(task: Task) -> str:

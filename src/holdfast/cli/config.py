@@ -36,7 +36,7 @@ class TrainConfig:
 
     task: tyro.conf.Positional[str]
     algorithm: Literal["shac"] = "shac"
-    safeguard: Literal["all", "ray", "boundary_projection", "per_input", "none"] = "all"
+    safeguard: Literal["all", "ray", "boundary_projection", "per_input", "none"] = "ray"
     gradient: Literal["exact", "straight_through", "stopped"] = "exact"
     placement: Literal["policy", "environment"] = "policy"
     seed: int = 0
@@ -45,12 +45,12 @@ class TrainConfig:
     horizon: int | None = None
     backup_updates: int = 300
     updates: int = 600
-    environments: int = 32
-    window: int = 24
+    environments: int = 48
+    window: int = 16
     discount: float = 0.95
-    actor_rate: float = 1e-2
-    initial_std: float = 0.1
-    restart: float = 0.01
+    actor_rate: float = 7e-3
+    initial_std: float = 0.05
+    restart: float = 0.003
     intervention_penalty: float = 0.1
     margin_penalty: float = 0.0
     episodes: int = 1000
@@ -68,5 +68,11 @@ class TrainConfig:
         for name in ("intervention_penalty", "margin_penalty", "restart"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; give a number >= 0")
+        if self.restart > 1:
+            raise ValueError(f"restart = {self.restart}; give a probability from 0 to 1")
+        if not 0 <= self.seed <= 2**32 - self.seeds:
+            raise ValueError(f"seed = {self.seed}; give a whole number from 0 to 2^32 - {self.seeds}")
+        if self.level is not None and not 0 < self.level < float("inf"):
+            raise ValueError(f"level = {self.level}; give a finite number > 0")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"horizon = {self.horizon}; give a whole number of steps >= 1")

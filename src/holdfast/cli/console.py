@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -47,7 +48,7 @@ class ProgressBars:
 
     def say(self, words: str) -> None:
         if not self.quiet:
-            self.progress.console.print(words, highlight=False)
+            self.progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -74,6 +75,11 @@ def print_json(result: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
 
 
+def print_failure(words: str) -> None:
+    """Why a command did not do what was asked, on stderr."""
+    errors.print(words, style="bold red", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_certificate(certificate: dict[str, Any]) -> None:
     """The obligations as a table, in plain words."""
     table = Table(title=certificate["subject"], title_justify="left", show_lines=True)
@@ -83,7 +89,7 @@ def print_certificate(certificate: dict[str, Any]) -> None:
     for each in certificate["obligations"]:
         colour = colours.get(each["discharge"], "bold red")
         words = f"[{colour}]{each['discharge']}[/]"
-        table.add_row(each["name"], words, each["claim"], each["method"])
+        table.add_row(escape(each["name"]), words, escape(each["claim"]), escape(each["method"]))
     output.print(table)
 
 

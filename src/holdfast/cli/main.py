@@ -6,18 +6,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
 import tyro
 
 from holdfast.certify import NotProvable, UnsupportedPrimitive
-from holdfast.cli.build import certify_task, load_task, make_guard, of_seed, physics_of
+from holdfast.cli.build import certify_task, load_task, make_guard, of_seed
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.console import ProgressBars, errors, output, print_certificate, print_json, print_report
+from holdfast.cli.console import ProgressBars, output, print_certificate, print_failure, print_json, print_report
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
 from holdfast.cli.timing import CompileClock
-from holdfast.cli.training import Interrupt, load_run, train_run
+from holdfast.cli.training import Interrupt, certified_level, kept_certificate, load_run, train_run
 from holdfast.evaluate import Trajectories, attack
 from holdfast.learn import TrainingDiverged
 from holdfast.plots import render_episode
@@ -26,7 +27,9 @@ from holdfast.safeguards import BackupSource, Safeguard
 from holdfast.tasks import UnknownTask, make_task, task_names
 
 #: Errors that are the user's to mend: shown as one message, without a traceback.
-_EXPECTED = (NotProvable, UnsupportedPrimitive, UnknownTask, RunError, ConfigError, TrainingDiverged, ValueError)
+_WRONG_INPUT = (UnsupportedPrimitive, UnknownTask, RunError, ConfigError, ValueError, OSError)
+#: The command was understood and ran; what it was asked for cannot be had.
+_NO = (NotProvable, TrainingDiverged)
 _INTERRUPTED = 130
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout instead of words")]
@@ -82,24 +85,33 @@ class Train:
                 _refuse_other_settings(config, self.config)
         else:
             run, config = RunDirectory.create(out, self.config, suffix=self.out is None), self.config
-        with ProgressBars(self.json) as bars, Interrupt() as interrupt:
+        again = f"holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume"
+        with ProgressBars(self.json) as bars:
             bars.say(f"run directory: {run.path}")
-            trained = train_run(config, run, resume=self.resume, progress=bars, interrupt=interrupt)
-            again = f"holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume"
-            if trained is None or interrupt.requested:
-                raise KeyboardInterrupt(f"stopped; nothing is lost. Go on with `{again}`")
-            report = evaluate_run(
-                trained,
-                run,
-                episodes=config.episodes,
-                seed=EVALUATION_SEED,
-                command=shlex.join(["holdfast", *sys.argv[1:]]),
-                clock=clock,
-                progress=bars.say,
-            )
+            try:
+                with Interrupt(bars.say) as interrupt:
+                    trained = train_run(config, run, resume=self.resume, progress=bars, interrupt=interrupt)
+                if trained is None or interrupt.requested:
+                    raise KeyboardInterrupt
+                report = evaluate_run(
+                    trained,
+                    run,
+                    episodes=config.episodes,
+                    seed=EVALUATION_SEED,
+                    command=shlex.join(["holdfast", *sys.argv[1:]]),
+                    clock=clock,
+                    progress=bars.say,
+                )
+            except KeyboardInterrupt:
+                kept = "nothing is lost" if run.has_checkpoint else "nothing was trained yet"
+                raise KeyboardInterrupt(f"stopped; {kept}. Go on with `{again}`") from None
+            except Exception:
+                if not self.resume:
+                    _abandon(run)
+                raise
         if not self.json:
             print_report(report)
-            output.print(f"report: {run.path / 'report.html'}", highlight=False)
+            output.print(f"report: {run.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
         return report.to_json() | {"run": str(run.path)}
 
 
@@ -113,26 +125,31 @@ class Verify:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        _positive("max_seconds", self.max_seconds)
+        if self.level is not None:
+            _positive("level", self.level)
         level, horizon, spec = self.level, None, self.subject
-        if (Path(spec) / "config.json").is_file():
+        if spec not in task_names() and Path(spec).is_dir():
             run = RunDirectory.open(spec)
             config = run.read_config(TrainConfig)
-            spec, horizon = config.task, config.horizon
-            certificate = run.read_certificate()
-            if certificate["physics"] != physics_of(load_task(spec)):
-                raise RunError(
-                    f"{run.path}: physics of {spec} is no longer that of the run's certificate; train it again"
-                )
-            level = certificate["obligations"][0]["numbers"]["level"] if level is None else level
-        certified = certify_task(load_task(spec), level=level, horizon=horizon, max_seconds=self.max_seconds)
+            task, horizon = load_task(config.task), config.horizon
+            kept = kept_certificate(run, task)
+            if level is None:
+                level = config.level if kept is None else certified_level(kept)
+        else:
+            task = load_task(spec)
+        certified = certify_task(task, level=level, horizon=horizon, max_seconds=self.max_seconds)
         certificate = certified.certificate.to_json()
         if not self.json:
             print_certificate(certificate)
             for each in certificate["obligations"]:
                 if "counterexample" in each["numbers"]:
-                    output.print(f"counterexample: {each['numbers']['counterexample']}", highlight=False)
+                    words = f"counterexample to '{each['name']}': {each['numbers']['counterexample']}"
+                    output.print(words, highlight=False, markup=False, soft_wrap=True)
         if not certificate["holds"]:
-            raise Failed("the certificate does not hold", certificate)
+            still_open = [o for o in certified.certificate.obligations if o.discharge in ("refuted", "not proved")]
+            words = ", ".join(f"'{each.name}' is {each.discharge}" for each in still_open)
+            raise Failed(f"the certificate does not hold: {words}", certificate)
         return certificate
 
 
@@ -146,7 +163,8 @@ class Evaluate:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        _positive("episodes", self.episodes)
+        _whole("episodes", self.episodes, least=1)
+        _whole("seed", self.seed, least=0)
         clock = CompileClock()
         run = RunDirectory.open(self.subject)
         with ProgressBars(self.json) as bars:
@@ -179,17 +197,24 @@ class Attack:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        _positive("steps", self.steps)
+        _whole("seed", self.seed, least=0)
+        _whole("delay", self.delay, least=0)
+        for name in ("model_error", "noise"):
+            if getattr(self, name) != 0:
+                _positive(name, getattr(self, name))
         run = RunDirectory.open(self.subject)
-        trained = load_run(run, run.read_config(TrainConfig))
-        if not 0 <= self.index < trained.config.seeds:
-            raise ValueError(f"index = {self.index}; the run has {trained.config.seeds} seed(s), counted from 0")
+        config = run.read_config(TrainConfig)
+        if not 0 <= self.index < config.seeds:
+            raise ValueError(f"index = {self.index}; the run has {config.seeds} seed(s), counted from 0")
+        trained = load_run(run, config)
         guard = make_guard(trained.task, trained.certified, of_seed(trained.network, self.index), trained.config)
         policy = of_seed(trained.policy.policy, self.index)
         with ProgressBars(self.json) as bars:
             result = attack(
                 trained.task,
                 guard,
-                steps=int(self.steps),
+                steps=max(1, int(self.steps)),
                 seed=self.seed,
                 policy=policy,
                 model_error=self.model_error,
@@ -216,16 +241,21 @@ class Render:
 
     def run(self) -> dict[str, Any]:
         run = RunDirectory.open(self.subject)
-        trained = load_run(run, run.read_config(TrainConfig))
         file = run.path / "trajectories.npz"
         if not file.is_file():
             raise RunError(f"{file} does not exist; evaluate the run first: `holdfast evaluate {run.path}`")
-        with np.load(file) as data:
-            kept = {name: data[name] for name in data.files}
-        dt = float(kept.pop("dt"))
-        trajectories = Trajectories(**kept, dt=dt)
+        try:
+            with np.load(file) as data:
+                kept = {name: data[name] for name in data.files}
+            dt = float(kept.pop("dt"))
+            trajectories = Trajectories(**kept, dt=dt)
+        except (BadZipFile, KeyError, TypeError, EOFError, ValueError) as error:
+            raise RunError(f"{file} is damaged ({error}); evaluate the run again: `holdfast evaluate {run.path}`") from None
         if not 0 <= self.episode < len(trajectories.states):
             raise ValueError(f"episode = {self.episode}; the run kept {len(trajectories.states)}, counted from 0")
+        if self.out is not None and not self.out.parent.is_dir():
+            raise ValueError(f"out = {str(self.out)!r}: there is no directory {str(self.out.parent)!r}; make it first")
+        trained = load_run(run, run.read_config(TrainConfig))
         guard = make_guard(trained.task, trained.certified, of_seed(trained.network, 0), trained.config)
         source = guard.source if isinstance(guard, Safeguard) else None
         implicit = source.implicit_set if isinstance(source, BackupSource) else None
@@ -248,31 +278,33 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses, runs one command, prints, and exits: 0 done, 1 the answer is no, 2 wrong input, 130 interrupted."""
-    command = tyro.cli(Command, prog="holdfast", args=arguments, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff))
-    sys.exit(_run(command))
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
 
 
-def _run(command: Any) -> int:
-    _use_compilation_cache()
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+
+    def fail(code: int, words: str, result: dict[str, Any] | None = None) -> int:
+        if as_json:
+            print_json({"ok": False, "error": words} | (result or {}))
+        else:
+            print_failure(words)
+        return code
+
     try:
+        options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        command = tyro.cli(Command, prog="holdfast", args=arguments, config=options)
+        _use_compilation_cache()
         result = command.run()
     except Failed as failure:
-        words, result = failure.args
-        if command.json:
-            print_json({"ok": False, "error": words} | result)
-        else:
-            errors.print(f"[bold red]{words}[/]", highlight=False)
-        return 1
+        return fail(1, *failure.args)
     except KeyboardInterrupt as stop:
-        errors.print(str(stop) or "stopped", highlight=False, soft_wrap=True)
-        return _INTERRUPTED
-    except _EXPECTED as error:
-        if command.json:
-            print_json({"ok": False, "error": f"{type(error).__name__}: {error}"})
-        else:
-            errors.print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False, soft_wrap=True)
-        return 2
-    if command.json:
+        return fail(_INTERRUPTED, str(stop) or "stopped")
+    except _NO as error:
+        return fail(1, f"{type(error).__name__}: {error}")
+    except _WRONG_INPUT as error:
+        return fail(2, f"{type(error).__name__}: {error}")
+    if as_json:
         print_json({"ok": True} | result)
     return 0
 
@@ -286,9 +318,21 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} = {value}; give a whole number >= 1")
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < np.inf:
+        raise ValueError(f"{name} = {value}; give a finite number > 0")
+
+
+def _whole(name: str, value: int, *, least: int) -> None:
+    if not least <= value < 2**32:
+        raise ValueError(f"{name} = {value}; give a whole number >= {least}")
+
+
+def _abandon(run: RunDirectory) -> None:
+    """Takes a run back that failed before it had anything, so that its name is free for the next try."""
+    if {each.name for each in run.path.iterdir()} == {"config.json"}:
+        (run.path / "config.json").unlink()
+        run.path.rmdir()
 
 
 def _refuse_other_settings(kept: TrainConfig, asked: TrainConfig) -> None:

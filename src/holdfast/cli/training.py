@@ -1,5 +1,6 @@
 """The training pipeline: verify, phase 1, phase 2, with a checkpoint after every chunk worth keeping."""
 
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -8,9 +9,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from holdfast.certify import Certificate, CertifiedBaseSet
+from holdfast.certify import Certificate, CertifiedBaseSet, NotProvable
 from holdfast.cli.build import arrays, backup_trainer, certify_task, load_task, make_guard, physics_of, policy_trainer
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.timing import Stopwatch
@@ -27,10 +29,15 @@ Progress = Callable[[str, int, int, dict[str, Any]], None]
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a flag, so that training stops between chunks; a second one raises as usual."""
+    """Turns the first Ctrl-C into a flag, so that training stops between chunks; a second one raises as usual.
 
-    def __init__(self):
-        self.requested = False
+    Attributes:
+        requested: whether Ctrl-C was pressed.
+        say: told what will happen, once.
+    """
+
+    def __init__(self, say: Callable[[str], None] = lambda words: None):
+        self.requested, self.say = False, say
 
     def __enter__(self):
         try:
@@ -46,6 +53,7 @@ class Interrupt:
     def _on_signal(self, *_):
         self.requested = True
         signal.signal(signal.SIGINT, self._previous)
+        self.say("stopping after this chunk; press Ctrl-C again to stop at once")
 
 
 @dataclass
@@ -75,15 +83,23 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
     Returns: `Trained`, or None if the interrupt came before phase 2 had a policy; the checkpoint is kept either way.
 
     Raises:
-        NotProvable, TrainingDiverged, RunError, CheckpointMismatch: with the field, the value and the remedy.
+        NotProvable, TrainingDiverged, RunError, CheckpointMismatch: with the field, the value and the remedy. Nothing is
+            written before the base set is proved.
     """
     task, watch = load_task(config.task), Stopwatch()
+    certificate = kept_certificate(run, task) if resume else None
     with watch("verify"):
         progress("verify", 0, 1, {})
-        certified = certify_task(task, level=config.level, horizon=config.horizon)
-        run.write_certificate(certified.certificate.to_json())
+        level = config.level if certificate is None else certified_level(certificate)
+        certified = certify_task(task, level=level, horizon=config.horizon)
+        if config.safeguard != "none":
+            _require_proof(certified.certificate)
+        if certificate is None:
+            run.write_certificate(certified.certificate.to_json())
         progress("verify", 1, 1, {"level": certified.base_set.ellipsoid.level})
-    keys = seed_keys(config.seed, config.seeds)
+    if interrupt.requested:
+        return None
+    keys = _keys(config)
     identity = {"task": task.name, "physics": certified.certificate.physics, "seeds": config.seeds}
     at = _position(run) if resume else {"phase": "backup", "updates": 0}
     run.rewind_metrics(at["updates"] + (config.backup_updates if at["phase"] == "policy" else 0))
@@ -178,25 +194,77 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
         CheckpointMismatch: if the checkpoint is of another task, other physics or other settings.
     """
     task = load_task(config.task)
-    certificate = Certificate.from_json(run.read_certificate())
+    again = f"go on with `holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume`"
+    certificate = kept_certificate(run, task)
+    at = _position(run)
+    if certificate is None or at["phase"] != "policy":
+        raise RunError(f"{run.path} stopped before it had a policy; {again}")
+    certified = certify_task(task, level=certified_level(certificate), horizon=config.horizon)
+    if config.safeguard != "none":
+        _require_proof(certified.certificate)
+    keys = _keys(config)
+    identity = {"task": task.name, "physics": certificate.physics, "seeds": config.seeds}
+    network = _blank(backup_trainer(task, certified, config), keys).network
+    state = _blank(policy_trainer(task, make_guard(task, certified, network, config), config), keys)
+    restored = _restore(run, {"network": network, "policy": state}, identity)
+    return Trained(task, config, certified, restored["network"], restored["policy"], at["updates"] >= config.updates, {})
+
+
+def kept_certificate(run: RunDirectory, task: Task) -> Certificate | None:
+    """The run's certificate, or None if it was stopped before it had one; refuses one of other physics."""
+    file = run.path / "certificate.json"
+    if not file.is_file():
+        return None
+    try:
+        certificate = Certificate.from_json(run.read_certificate())
+        certified_level(certificate)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is no certificate ({type(error).__name__}: {error}): restore it, or train again") from None
     physics = physics_of(task)
     if certificate.physics != physics:
         raise RunError(
-            f"{run.path}: physics is {physics[:12]}, but its certificate is about {certificate.physics[:12]}. The system's "
-            "equations, bounds or safe set changed since: restore them, or verify and train again"
+            f"{run.path}: physics of {task.name} is {physics[:12]}, but the run's certificate is about "
+            f"{certificate.physics[:12]}. The system's equations, bounds or safe set changed since: restore them, or train "
+            "again in a new directory"
         )
-    level = certificate["base set invariant"].numbers["level"]
-    certified = certify_task(task, level=level, horizon=config.horizon)
-    at = _position(run)
-    if at["phase"] != "policy":
-        raise RunError(f"{run.path} stopped in phase 1; go on with `holdfast train {config.task} --out {run.path} --resume`")
-    keys = seed_keys(config.seed, config.seeds)
-    identity = {"task": task.name, "physics": physics, "seeds": config.seeds}
-    network = eqx.filter_eval_shape(initialise, backup_trainer(task, certified, config), keys).network
-    trainer = policy_trainer(task, make_guard(task, certified, network, config), config)
-    state = eqx.filter_eval_shape(initialise, trainer, keys)
-    restored = _restore(run, {"network": network, "policy": state}, identity)
-    return Trained(task, config, certified, restored["network"], restored["policy"], at["updates"] >= config.updates, {})
+    return certificate
+
+
+def certified_level(certificate: Certificate) -> float:
+    return float(certificate["base set invariant"].numbers["level"])
+
+
+def _require_proof(certificate: Certificate) -> None:
+    """A safeguard on an unproved base set would accept nothing, so there would be nothing to learn."""
+    level = certified_level(certificate)
+    for obligation in certificate.obligations:
+        if obligation.discharge in ("refuted", "not proved"):
+            raise NotProvable(
+                f"'{obligation.name}' is {obligation.discharge} at level = {level:g} ({obligation.method}). Leave "
+                "--level out to train with the largest level that can be proved, or give a smaller one"
+            )
+
+
+def _keys(config: TrainConfig) -> jax.Array:
+    """A key for each seed. Seed s has the same key whether it is trained alone or among others."""
+    return jnp.concatenate([seed_keys(seed, 1) for seed in range(config.seed, config.seed + config.seeds)])
+
+
+def _blank(trainer: Any, keys: jax.Array) -> Any:
+    """A training state of the right structure with zeros in it, without compiling anything."""
+    rest = {}
+
+    def build(keys):
+        # The trainer is closed over: as an argument its NumPy arrays, shared by all seeds, would be traced too.
+        learned, rest["of state"] = eqx.partition(initialise(trainer, keys), lambda leaf: isinstance(leaf, jax.Array))
+        return learned
+
+    def zeros(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.split(jax.random.key(0), leaf.shape)
+        return jnp.zeros(leaf.shape, leaf.dtype)
+
+    return eqx.combine(jax.tree.map(zeros, jax.eval_shape(build, keys)), rest["of state"])
 
 
 def training_safety(policy: ShacState) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one training loop: compiled chunks of updates, vmapped over seeds, interruptible between chunks."""
+"""The one training loop: compiled chunks of updates, all seeds in one program, interruptible between chunks."""
 
 import functools
 from collections.abc import Callable
@@ -33,6 +33,18 @@ def _per_seed(tree):
     return eqx.partition(tree, lambda leaf: isinstance(leaf, jax.Array))
 
 
+def _over_seeds(function: Callable, stacked):
+    """function of each seed's arrays, stacked again.
+
+    On CPU one seed after the other: a batch over seeds would turn every product with a network's weights into a batched
+    one, which XLA's CPU backend runs several times slower, and every conditional into both of its branches. One seed's
+    environments fill the vector units already. On GPUs a batch pays.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(function, stacked)
+    return jax.vmap(function)(stacked)
+
+
 def _strong(leaf):
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else jnp.asarray(leaf, leaf.dtype)
 
@@ -42,15 +54,15 @@ def initialise(trainer: Trainer, keys: Key[Array, " S"]):
     arrays, static = _per_seed(trainer)
     shape = {}
 
-    @jax.jit
-    @jax.vmap
-    def one_seed(arrays, key):
+    def one_seed(arguments):
+        arrays, key = arguments
         state = eqx.combine(arrays, static).init(key)
         state_arrays, shape["static"] = _per_seed(state)
         # Weakly typed leaves would come back strongly typed from the first chunk and compile the program twice.
         return jax.tree.map(_strong, state_arrays)
 
-    return eqx.combine(one_seed(arrays, keys), shape["static"])
+    stacked = jax.jit(lambda arrays, keys: _over_seeds(one_seed, (arrays, keys)))(arrays, keys)
+    return eqx.combine(stacked, shape["static"])
 
 
 def _compile(trainer: Trainer, state: Any):
@@ -60,7 +72,8 @@ def _compile(trainer: Trainer, state: Any):
 
     @functools.partial(jax.jit, static_argnums=2)
     def run(trainer_arrays, state_arrays, updates):
-        def one_seed(trainer_arrays, state_arrays):
+        def one_seed(arguments):
+            trainer_arrays, state_arrays = arguments
             trainer = eqx.combine(trainer_arrays, trainer_static)
 
             def body(arrays, _):
@@ -69,7 +82,7 @@ def _compile(trainer: Trainer, state: Any):
 
             return jax.lax.scan(body, state_arrays, None, length=updates)
 
-        return jax.vmap(one_seed)(trainer_arrays, state_arrays)
+        return _over_seeds(one_seed, (trainer_arrays, state_arrays))
 
     def advance(state, updates):
         arrays, metrics = run(trainer_arrays, _per_seed(state)[0], updates)

@@ -47,8 +47,8 @@ class SafeArrivalTrainer(eqx.Module):
 
         violation_weight * mean_k sum_i [margin - h_i(phi_k) / h_i(x*)]_+  +  log(1 + V(phi_N)/c)  +  mean_k log(1 + V(phi_k)/c)
 
-    The first term is safety, the second arrival, the third speed. Where PS2-RL (arXiv 2606.14536) learns the same policy
-    from a safe-arrival value by TD3, the simulator's derivative is used here.
+    with V of the system's `bounded_error`. The first term is safety, the second arrival, the third speed. Where PS2-RL
+    (arXiv 2606.14536) learns the same policy from a safe-arrival value by TD3, the simulator's derivative is used here.
 
     Attributes:
         base: base set and controller, used inside the base set as in deployment.
@@ -84,8 +84,9 @@ class SafeArrivalTrainer(eqx.Module):
 
         def one(x):
             flow = backup_flow(policy, self.safe_set, x, self.horizon)
-            hinge = jnp.mean(jnp.sum(jax.nn.relu(settings.margin - flow.margins / typical), axis=1))
-            distance = jnp.log1p(1.0 - flow.base_margins)
+            hinge = jnp.mean(jnp.sum(jax.nn.relu(settings.margin - flow.margins / typical[None]), axis=1))
+            errors = jax.vmap(self.base.system.bounded_error)(flow.states)
+            distance = jnp.log1p(jax.vmap(self.base.ellipsoid.value)(errors) / self.base.ellipsoid.level)
             safe = jnp.all(flow.margins >= 0) & (flow.base_margins[-1] >= 0)
             return settings.violation_weight * hinge + distance[-1] + jnp.mean(distance), safe
 
@@ -96,8 +97,8 @@ class SafeArrivalTrainer(eqx.Module):
     def _optimiser(self):
         return adam(self.settings.learning_rate, self.settings.updates, clip=1.0)
 
-    def _scale(self) -> Float[Array, " e"]:
-        """Typical size of each error coordinate over the region: root mean square of a fixed sample."""
+    def _scale(self) -> Float[Array, " f"]:
+        """Typical size of each feature over the region: root mean square of a fixed sample."""
         states = jax.vmap(self.sample_state)(jax.random.split(jax.random.key(0), 1024))
-        errors = jax.vmap(self.base.system.error)(states)
-        return jnp.sqrt(jnp.mean(errors**2, axis=0)) + 1e-6
+        features = jax.vmap(self.base.system.features)(states)
+        return jnp.sqrt(jnp.mean(features**2, axis=0)) + 1e-6

@@ -210,8 +210,7 @@ class ShacTrainer(eqx.Module):
             shortfall = jax.nn.relu(settings.margin_target - seen.margin / typical)
             shaped = seen.reward * state.reward_scale
             shaped = shaped - settings.intervention_penalty * moved - settings.margin_penalty * jnp.sum(shortfall**2)
-            start_key, cut_key = jax.random.split(key)
-            cut = jax.random.bernoulli(cut_key, settings.restart)
+            cut = jax.random.bernoulli(key, settings.restart)
             whole = seen.terminated | seen.truncated | seen.diverged
             ended = whole | cut
             next_observation = self._observe(episode_next)
@@ -220,9 +219,6 @@ class ShacTrainer(eqx.Module):
             # Only whole episodes have a return to report.
             last = jnp.where(whole, running, last)
             running = jnp.where(ended, 0.0, running)
-            fresh = reset(task, self.guard, start_key)
-            started = ended & ~_certified(fresh.guard)
-            episode_next = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, episode_next)
             record = {
                 "observation": observation,
                 "next_observation": next_observation,
@@ -234,7 +230,6 @@ class ShacTrainer(eqx.Module):
                 "terminated": seen.terminated,
                 "ended": ended,
                 "value": value,
-                "uncertified_start": started,
             }
             # The window's return: rewards while the episode lasts, then the value where it or the window ends.
             gain = discount * shaped + jnp.where(ended, discount * settings.discount * value, 0.0)
@@ -244,9 +239,16 @@ class ShacTrainer(eqx.Module):
         def advance(carry, inputs):
             episodes, running, last, discount = carry
             noise, key = inputs
-            keys = jax.random.split(key, settings.environments)
-            *carry, gain, record = jax.vmap(one)(episodes, running, last, discount, noise, keys)
-            return tuple(carry), (gain, record)
+            cut_keys, start_keys = jax.random.split(key, (2, settings.environments))
+            episodes, *carry, gain, record = jax.vmap(one)(episodes, running, last, discount, noise, cut_keys)
+            ended = record["ended"]
+            # A new commitment costs a whole rollout of the backup: only where some episode ended.
+            episodes, uncertified = jax.lax.cond(
+                jnp.any(ended),
+                lambda: self._restart(episodes, ended, start_keys),
+                lambda: (episodes, jnp.zeros_like(ended)),
+            )
+            return (episodes, *carry), (gain, record | {"uncertified_start": uncertified})
 
         keys = jax.random.split(key, settings.window)
         carry = (state.episodes, state.returns, state.last_returns, jnp.ones(settings.environments))
@@ -258,6 +260,16 @@ class ShacTrainer(eqx.Module):
         window = jax.lax.stop_gradient(window)
         window |= {"episodes": _detach(episodes), "returns": running, "last_returns": last}
         return -objective, window
+
+    def _restart(self, episodes: Episode, ended, keys):
+        """Episodes with those that ended replaced by new ones, and which of the new starts are not certified."""
+
+        def one(episode, ended, key):
+            fresh = reset(self.task, self.guard, key)
+            return jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, episode), _certified(fresh.guard)
+
+        episodes, certified = jax.vmap(one)(episodes, ended, keys)
+        return episodes, ended & ~certified
 
     def _value(self, critic: Network, observation):
         # Values are sums of about 1 / (1 - gamma) rewards of order one.
@@ -305,6 +317,7 @@ def _detach(tree):
 
 
 def _certified(guard_state) -> Array:
+    """Whether a guard's state promises anything; guards without promises break none."""
     return jnp.asarray(getattr(guard_state, "certified", True))
 
 
@@ -317,7 +330,7 @@ def _count(safety: Safety, window) -> Safety:
     return Safety(
         safety.steps + status.shape[0],
         safety.violations + jnp.sum(window["cost"] > 0, dtype=jnp.int32),
-        safety.statuses + jnp.sum(jax.nn.one_hot(status, len(Status), dtype=jnp.int32), axis=0),
+        safety.statuses + jnp.sum(jax.nn.one_hot(status, len(Status), dtype=jnp.int32), axis=0, dtype=jnp.int32),
         safety.uncertified_starts + jnp.sum(window["uncertified_start"], dtype=jnp.int32),
         jnp.minimum(safety.worst_margin, jnp.min(window["margin"])),
     )

@@ -40,7 +40,8 @@ class BackupSource(Source):
         unread = commitment.certified & (commitment.age < commitment.actions.shape[0])
         resting = jnp.asarray(policy.base.controller.equilibrium_input, action.dtype)
         blind = jnp.where(unread, commitment.next_action(), resting)
-        return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, blind))
+        action = jnp.where(jnp.all(jnp.isfinite(action)), action, blind)
+        return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, resting))
 
     def after_fallback(self, commitment: Plan) -> Plan:
         return commitment.replayed()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.map import Map, Segments, look_around
@@ -182,7 +182,7 @@ def _straight_through_jvp(primals, tangents):
 
 @eqx.filter_custom_vjp
 def _exact(point, safeguard: Safeguard, state, decision: _Decision):
-    x, u = point
+    _x, u = point
     # `where` hands an accepted proposal through untouched, so that bit identity is visible in one line.
     return jnp.where(decision.status == Status.accepted, u, decision.action)
 

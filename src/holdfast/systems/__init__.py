@@ -3,6 +3,18 @@
 from holdfast.systems.angles import wrap
 from holdfast.systems.base import ContinuousSystem, System
 from holdfast.systems.linearise import linearise
+from holdfast.systems.quadrotor import Quadrotor
+from holdfast.systems.structure import MANIFOLD_TOLERANCE, Spread, Symmetry
 from holdfast.systems.unicycle import Unicycle
 
-__all__ = ["ContinuousSystem", "System", "Unicycle", "linearise", "wrap"]
+__all__ = [
+    "MANIFOLD_TOLERANCE",
+    "ContinuousSystem",
+    "Quadrotor",
+    "Spread",
+    "Symmetry",
+    "System",
+    "Unicycle",
+    "linearise",
+    "wrap",
+]

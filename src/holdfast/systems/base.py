@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from holdfast.sets import Box
 from holdfast.systems.integrators import INTEGRATORS
+from holdfast.systems.structure import Spread, Symmetry
 
 
 class System(eqx.Module):
@@ -22,6 +23,11 @@ class System(eqx.Module):
         input_box: admissible inputs, a `Box` with m numbers.
         disturbance_box: bounds of w, a `Box` with d numbers, or None where the model is undisturbed.
         state_names, state_units, input_names, input_units: words for reports and plots.
+        reduction_shown_by: where algebra shows that error(F(x, u)) = error_step(error(x), u); empty: a certificate shows
+            it for errors that drop nothing, and samples it otherwise.
+
+    A system on a manifold, or with an error of fewer numbers than its state, may declare more about itself (`symmetry`,
+    `spread`, `manifold`, `fibre_box` with `lift_along`): see `Quadrotor`. None of it is needed to run or to learn.
     """
 
     dt: eqx.AbstractVar[float]
@@ -30,6 +36,7 @@ class System(eqx.Module):
     input_names: eqx.AbstractClassVar[tuple[str, ...]]
     state_units: ClassVar[tuple[str, ...]] = ()
     input_units: ClassVar[tuple[str, ...]] = ()
+    reduction_shown_by: ClassVar[str] = ""
 
     @property
     def disturbance_box(self) -> Box | None:
@@ -62,8 +69,42 @@ class System(eqx.Module):
         return e + self.equilibrium()[0].astype(e.dtype)
 
     def error_step(self, e: Float[Array, " e"], u: Float[Array, " m"]) -> Float[Array, " e"]:
-        """The step in error coordinates, error(F(lift(e), u)): what regulators and proofs act on."""
+        """The step in error coordinates, error(F(lift(e), u)), shape [e]: what regulators and proofs act on.
+
+        Override with an algebraically equal, shorter form where intervals would be too wide.
+        """
         return self.error(self.step(self.lift(e), u))
+
+    def features(self, x: Float[Array, " n"]) -> Float[Array, " f"]:
+        """What a learned backup sees, shape [f]: the error. Override where a chart is singular; bounded is best."""
+        return self.error(x)
+
+    def bounded_error(self, x: Float[Array, " n"]) -> Float[Array, " e"]:
+        """The error for training losses, shape [e]: close to `error` near zero, without a chart's singularities."""
+        return self.error(x)
+
+    def manifold(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
+        """Zero, shape [k], exactly for the states that there are; k = 0 where every vector is a state."""
+        return jnp.zeros(0, x.dtype)
+
+    @property
+    def fibre_box(self) -> Box:
+        """Range of the coordinates that `error` drops and that its rounding may depend on; empty if there are none."""
+        return Box([], [])
+
+    def lift_along(self, e: Float[Array, " e"], fibre: Float[Array, " k"]) -> Float[Array, " n"]:
+        """A state with error(lift_along(e, fibre)) = e and the dropped coordinates `fibre` from `fibre_box`."""
+        return self.lift(e)
+
+    @property
+    def spread(self) -> Spread | None:
+        """How a step spreads the distance of two states; None: interval Jacobians have to do."""
+        return None
+
+    @property
+    def symmetry(self) -> Symmetry | None:
+        """A symmetry of `error_step`, worth orders of magnitude in proofs; None where there is none."""
+        return None
 
 
 class ContinuousSystem(System):

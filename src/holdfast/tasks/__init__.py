@@ -2,12 +2,14 @@
 
 from holdfast.tasks.base import SafetySettings, Task
 from holdfast.tasks.lane_keeping import LaneKeeping
+from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Episode, reset, rollout, step
 
 __all__ = [
     "Episode",
     "LaneKeeping",
+    "PowerLoop",
     "SafetySettings",
     "Task",
     "UnknownTask",

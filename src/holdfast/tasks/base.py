@@ -35,8 +35,9 @@ class Task(eqx.Module):
     Attributes:
         system: what moves.
         safe_set: C, margins >= 0 inside, with names and units.
-        state_box: the region in which states are drawn for training the backup and for measuring coverage, a `Box`
-            with n numbers.
+        state_box: the region in which plans live, a `Box` with n numbers: rounding is bounded there, and a plan that
+            leaves it is not accepted. States for training the backup and for measuring coverage are drawn from it, too,
+            unless `sample_state` says otherwise.
         safety: settings of base controller and backup horizon.
         name: as on the command line.
         episode_steps: length of an episode; its end is a truncation.

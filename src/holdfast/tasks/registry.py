@@ -4,8 +4,9 @@ from typing import Any
 
 from holdfast.tasks.base import Task
 from holdfast.tasks.lane_keeping import LaneKeeping
+from holdfast.tasks.power_loop import PowerLoop
 
-_TASKS: dict[str, Any] = {task.name: task for task in (LaneKeeping,)}
+_TASKS: dict[str, Any] = {task.name: task for task in (LaneKeeping, PowerLoop)}
 
 
 class UnknownTask(ValueError):

@@ -1,0 +1,105 @@
+"""Obligations from what a system declares about itself: its reduced coordinates and its symmetry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from holdfast.backup import BaseSet
+from holdfast.certify.certificate import Obligation
+from holdfast.sets import Box
+from holdfast.systems import System
+
+_SAMPLES = 2000
+#: Multiple of the base set's radii within which states are sampled.
+_NEAR = 3.0
+#: Two ways of computing one number in float64 differ by rounding only, relative to its size.
+_TOLERANCE = 1e-8
+
+
+def declared_obligations(base: BaseSet, state_box: Box) -> list[Obligation]:
+    """Reduced coordinates, and the symmetry if one is declared."""
+    found = [_reduction(base, state_box)]
+    return found if base.system.symmetry is None else [*found, _symmetry(base, state_box)]
+
+
+def _reduction(base: BaseSet, state_box: Box) -> Obligation:
+    system = base.system
+    name = "reduced coordinates"
+    claim = "The error after a step is error_step(error(x), u): it depends on the state only through the error."
+    kind = type(system)
+    if all(getattr(kind, method) is getattr(System, method) for method in ("error", "lift", "error_step")):
+        return Obligation(name, claim, "proved", "trivially: the error is the state minus the equilibrium")
+
+    def both(x, u):
+        return system.error(system.step(x, u)), system.error_step(system.error(x), u)
+
+    return _shown(name, claim, system.reduction_shown_by, both, base, state_box)
+
+
+def _symmetry(base: BaseSet, state_box: Box) -> Obligation:
+    system, symmetry = base.system, base.system.symmetry
+    assert symmetry is not None
+    claim = (
+        f"Turning the error pairs {symmetry.pairs} and the input pairs {symmetry.input_pairs} by one angle"
+        + (", and the mirror image," if symmetry.mirror else "")
+        + " commutes with error_step; P and K have the symmetry exactly, and inputs do not saturate."
+    )
+    # One turn, with the mirror if there is one: an angle that is no fraction of a full turn generates all others.
+    turn = symmetry.error_matrix(_error_size(system), 1.0, symmetry.mirror)
+    turn_input = symmetry.input_matrix(system.input_size, 1.0, symmetry.mirror)
+
+    def both(x, u):
+        e = system.error(x)
+        return system.error_step(turn @ e, turn_input @ u), turn @ system.error_step(e, u)
+
+    return _shown("symmetry", claim, symmetry.shown_by, both, base, state_box)
+
+
+def _shown(name: str, claim: str, shown_by: str, both: Callable, base: BaseSet, state_box: Box) -> Obligation:
+    """Proved where algebra shows it, else sampled; sampled in both cases, so that a wrong declaration is found."""
+    gap, x, u = _largest_gap(both, base, state_box)
+    numbers = {"samples": _SAMPLES, "largest_gap": gap}
+    if not gap <= _TOLERANCE:
+        numbers["counterexample"] = {"state": x.tolist(), "input": u.tolist()}
+        return Obligation(name, claim, "refuted", f"the two sides differ by {gap:.3g} at a sampled state", numbers)
+    if shown_by:
+        return Obligation(name, claim, "proved", shown_by, numbers)
+    return Obligation(name, claim, "sampled", f"at {_SAMPLES} random states and inputs", numbers)
+
+
+def _error_size(system: System) -> int:
+    return jax.eval_shape(system.error, jax.ShapeDtypeStruct((system.state_size,), np.float32)).shape[0]
+
+
+def _largest_gap(both: Callable, base: BaseSet, state_box: Box) -> tuple[float, np.ndarray, np.ndarray]:
+    """The largest relative difference of two ways to the next error, and where."""
+    system = base.system
+    with jax.enable_x64(True):
+        states = _states(base, state_box)
+        rng = np.random.default_rng(1)
+        inputs = rng.uniform(system.input_box.lower, system.input_box.upper, (len(states), system.input_size))
+        one, other = (np.asarray(side) for side in jax.jit(jax.vmap(both))(states, inputs))
+    size = 1 + np.maximum(np.abs(one), np.abs(other)).max(axis=1)
+    gap = np.abs(one - other).max(axis=1) / size
+    worst = int(np.argmax(np.where(np.isnan(gap), np.inf, gap)))
+    return float(gap[worst]), states[worst], inputs[worst]
+
+
+def _states(base: BaseSet, state_box: Box) -> np.ndarray:
+    """Random states on the manifold: lifted from the base set, and those of the state box that are not far from it.
+
+    The base set is where the claims are used; far from it a chart may be singular.
+    """
+    system, radii, rng = base.system, base.ellipsoid.bounding_radii(), np.random.default_rng(0)
+    errors = rng.uniform(-radii, radii, (_SAMPLES, len(radii)))
+    along = rng.uniform(system.fibre_box.lower, system.fibre_box.upper, (_SAMPLES, system.fibre_box.dimension))
+    lifted = np.asarray(jax.vmap(system.lift_along)(errors, along))
+    anywhere = rng.uniform(state_box.lower, state_box.upper, (10 * _SAMPLES, state_box.dimension))
+    inputs = np.broadcast_to(np.asarray(system.equilibrium()[1]), (len(anywhere), system.input_size))
+    # A step takes any vector to a state that there is.
+    anywhere = np.asarray(jax.jit(jax.vmap(system.step))(anywhere, inputs))
+    near = (np.abs(np.asarray(jax.vmap(system.error)(anywhere))) <= _NEAR * radii).all(axis=1)
+    return np.concatenate([lifted, anywhere[near]])

@@ -1,0 +1,525 @@
+"""The command line as a person in a terminal meets it: answers, refusals, exit codes, Ctrl-C and kill.
+
+Commands run in this process but for one that is killed. One toy run is trained and shared; copies of it are damaged.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import holdfast.cli.training as training
+from holdfast.cli import main
+from holdfast.runs import RunDirectory, save_checkpoint
+
+commands = importlib.import_module("holdfast.cli.main")  # the package's `main` is the function
+CHUNK = 2
+TOY = [
+    *("lane-keeping", "--safeguard", "ray", "--level", "5", "--backup-updates", "4", "--updates", "4"),
+    *("--environments", "4", "--window", "4", "--episodes", "4"),
+]
+
+OWN_TASKS = """
+from __future__ import annotations
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.systems import ContinuousSystem
+from holdfast.tasks import SafetySettings, Task
+
+
+class Slider(ContinuousSystem):
+    state_names: ClassVar = ("p", "v")
+    input_names: ClassVar = ("a",)
+    dt: float = 0.1
+    input_box: Box = eqx.field(default_factory=lambda: Box([-1.0], [1.0]))
+    strength: jax.Array = eqx.field(default_factory=lambda: jnp.ones(1))
+
+    def derivative(self, x, u, w):
+        return jnp.stack([x[1], self.strength[0] * u[0]])
+
+    def equilibrium(self):
+        return jnp.zeros(2), jnp.zeros(1)
+
+
+def _track(end):
+    return SuperlevelSet(lambda x: jnp.stack([end - x[0], 1 + x[0]]), ("right end", "left end"), ("m", "m"))
+
+
+class Stay(Task):
+    name: ClassVar = "stay"
+    episode_steps: ClassVar = 50
+    system: Slider = eqx.field(default_factory=Slider)
+    safe_set: SuperlevelSet = eqx.field(default_factory=lambda: _track(1.0))
+    state_box: Box = eqx.field(default_factory=lambda: Box([-1, -2], [1, 2]))
+    safety: SafetySettings = eqx.field(default_factory=lambda: SafetySettings((1.0, 1.0), (1.0,), 20))
+
+    def sample_start(self, key):
+        return 0.2 * jax.random.uniform(key, (2,))
+
+    def reward(self, x, u, x_next, t, context):
+        return -((x_next[0] - 1.2) ** 2)
+
+
+class NeedsArguments(Stay):
+    def __init__(self, length):
+        self.length = length
+
+
+class Raises(Stay):
+    def __init__(self):
+        raise TypeError("no length given")
+
+
+class OffTrack(Stay):
+    safe_set: SuperlevelSet = eqx.field(default_factory=lambda: _track(-0.5))
+
+
+class Runaway(Slider):
+    def derivative(self, x, u, w):
+        return jnp.stack([x[0], u[0]])
+
+
+class Unsteerable(Stay):
+    system: Runaway = eqx.field(default_factory=Runaway)
+
+
+class Slope(Slider):
+    def derivative(self, x, u, w):
+        return jnp.stack([x[1], 0.001 * u[0] + 5 * jnp.sin(x[0])])
+
+
+class TooSteep(Stay):
+    system: Slope = eqx.field(default_factory=Slope)
+"""
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        """The one object on stdout."""
+        (line,) = self.out.splitlines()
+        return json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def holdfast(*arguments) -> Answer:
+    """One command, in the precision that the command line has by default."""
+    out, err = io.StringIO(), io.StringIO()
+    redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with redirected[0], redirected[1], jax.enable_x64(False), pytest.raises(SystemExit) as stop:
+        main([str(each) for each in arguments])
+    assert "Traceback" not in err.getvalue()
+    return Answer(stop.value.code or 0, out.getvalue(), " ".join(err.getvalue().split()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settings():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLDFAST_CACHE", "")  # the suite's own cache stays
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(training, "_CHUNK", CHUNK)
+        yield
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """(directory of a finished run, what the command answered)."""
+    out = tmp_path_factory.mktemp("toy") / "run"
+    return out, holdfast("train", *TOY, "--out", out)
+
+
+@pytest.fixture
+def copy(toy, tmp_path):
+    return shutil.copytree(toy[0], tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    file = tmp_path_factory.mktemp("own") / "own.py"
+    file.write_text(OWN_TASKS)
+    return file
+
+
+def arrays(directory):
+    return load_file(Path(directory) / "checkpoint" / "state.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+def test_list_names_the_tasks_with_states_inputs_and_constraints():
+    answer = holdfast("list")
+    assert answer.code == 0 and answer.err == ""
+    assert "lane-keeping" in answer.out and "psi" in answer.out and "left lane edge" in answer.out
+    assert holdfast("list", "--json").json["tasks"]["lane-keeping"]["inputs"] == ["a", "r"]
+
+
+def test_help_tells_what_there_is():
+    answer = holdfast("--help")
+    assert answer.code == 0
+    assert all(name in answer.out for name in ("list", "train", "verify", "evaluate", "attack", "render"))
+    assert "--max-seconds" in holdfast("verify", "--help").out
+
+
+def test_verify_proves_lane_keeping():
+    answer = holdfast("verify", "lane-keeping")
+    assert answer.code == 0
+    assert "base set invariant" in answer.out and "assumed" in answer.out
+    assert "refuted" not in answer.out and "not proved" not in answer.out
+
+
+def test_verify_refutes_fourteen_with_a_counterexample():
+    answer = holdfast("verify", "lane-keeping", "--level", 14)
+    assert answer.code == 1
+    assert "'base set invariant' is refuted" in answer.err
+    assert "counterexample to 'base set invariant': {'state': [" in answer.out
+    answer = holdfast("verify", "lane-keeping", "--level", 14, "--json")
+    assert answer.code == 1 and answer.err == ""
+    assert answer.json["ok"] is False and answer.json["holds"] is False
+    found = answer.json["obligations"][0]["numbers"]["counterexample"]
+    assert found["before"] <= 14 < found["after"]
+
+
+def test_verify_proves_the_published_cap():
+    answer = holdfast("verify", "lane-keeping", "--level", 1.05, "--json")
+    assert answer.code == 0 and answer.json["ok"] and answer.json["holds"]
+
+
+@pytest.mark.parametrize("level", [(), ("--level", 1.05)])
+def test_a_spent_budget_says_not_proved(level):
+    answer = holdfast("verify", "lane-keeping", "--max-seconds", 1e-6, *level)
+    assert answer.code == 1
+    assert "not proved" in answer.err
+    assert "is safe" not in answer.err + answer.out and "holds:" not in answer.out
+    answer = holdfast("verify", "lane-keeping", "--max-seconds", 1e-6, "--json", *level)
+    assert answer.code == 1 and answer.json["ok"] is False and "not proved" in answer.json["error"]
+
+
+def test_a_trained_run_reports_what_it_promises(toy):
+    out, answer = toy
+    assert answer.code == 0
+    assert "0 violations in 1,600 steps of 4 episodes" in answer.out
+    assert "0 violations in 64 guarded training steps" in answer.out
+    assert "phase 1: backup: 4/4" in answer.err and "phase 2: policy: 4/4" in answer.err
+    names = {each.name for each in out.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoint", "certificate.json", "report.json", "report.html"} <= names
+    assert not any(name.startswith(".") or name.endswith(".partial") for name in names)
+    report = json.loads((out / "report.json").read_text())
+    assert report["safety"]["violations"] == report["training_safety"]["violations"] == 0
+    assert set(report["wall_seconds"]) >= {"compile", "verify", "backup", "policy", "evaluate"}
+    rows = RunDirectory.open(out).read_metrics()
+    assert [(row["phase"], row["iteration"]) for row in rows] == [
+        *(("backup", 2), ("backup", 4), ("policy", 6), ("policy", 8))
+    ]
+
+
+def test_a_run_is_verified_again_at_its_own_level(toy):
+    answer = holdfast("verify", toy[0], "--json")
+    assert answer.code == 0 and answer.json["obligations"][0]["numbers"]["level"] == 5.0
+
+
+def test_a_run_is_evaluated_attacked_and_rendered_from_its_files(copy):
+    trained = (copy / "checkpoint" / "state.safetensors").read_bytes()
+    answer = holdfast("evaluate", copy, "--episodes", 4, "--json")
+    assert answer.code == 0 and answer.json["ok"]
+    assert answer.json["safety"]["episodes"] == 4 and answer.json["safety"]["violations"] == 0
+    answer = holdfast("attack", copy, "--steps", 2000, "--json")
+    assert answer.code == 0 and answer.json["violations"] == 0 and answer.json["steps"] >= 2000
+    answer = holdfast("render", copy, "--out", copy / "episode.gif")
+    assert answer.code == 0 and (copy / "episode.gif").read_bytes()[:4] == b"GIF8"
+    assert (copy / "checkpoint" / "state.safetensors").read_bytes() == trained
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+WRONG = [
+    (["train", "lane-keepin"], "task = 'lane-keepin' is unknown; the tasks are: lane-keeping"),
+    (["train", "lane-keeping", "--episodes", "0"], "episodes = 0; give a whole number >= 1"),
+    (["train", "lane-keeping", "--seeds", "0"], "seeds = 0; give a whole number >= 1"),
+    (["train", "lane-keeping", "--seed", "-1"], "seed = -1; give a whole number from 0"),
+    (["train", "lane-keeping", "--window", "-3"], "window = -3; give a whole number >= 1"),
+    (["train", "lane-keeping", "--horizon", "0"], "horizon = 0; give a whole number of steps >= 1"),
+    (["train", "lane-keeping", "--discount", "1.5"], "discount = 1.5; give a number between 0 and 1"),
+    (["train", "lane-keeping", "--actor-rate", "nan"], "actor_rate = nan; give a number > 0"),
+    (["train", "lane-keeping", "--restart", "2"], "restart = 2.0; give a probability from 0 to 1"),
+    (["train", "lane-keeping", "--level", "-1"], "level = -1.0; give a finite number > 0"),
+    (["train", "lane-keeping", "--safeguard", "magic"], "Expected one of ('all', 'ray'"),
+    (["train", "lane-keeping", "--resume", "--out", "NOWHERE"], "does not exist"),
+    (["verify", "lane-keeping", "--level", "nan"], "level = nan; give a finite number > 0"),
+    (["verify", "lane-keeping", "--max-seconds", "-1"], "max_seconds = -1.0; give a finite number > 0"),
+    (["verify"], "TASK|RUN|FILE.py:NAME"),
+    (["verify", "."], "is not a run: it has no config.json"),
+    (["evaluate", "NOWHERE"], "NOWHERE does not exist"),
+    (["evaluate", "NOWHERE", "--episodes", "0"], "episodes = 0; give a whole number >= 1"),
+    (["attack", "NOWHERE", "--steps", "0"], "steps = 0.0; give a finite number > 0"),
+    (["attack", "NOWHERE", "--delay", "-1"], "delay = -1; give a whole number >= 0"),
+    (["attack", "NOWHERE", "--noise", "nan"], "noise = nan; give a finite number > 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), WRONG, ids=lambda value: " ".join(value) if type(value) is list else ""
+)
+def test_wrong_input_is_named_and_leaves_nothing(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = holdfast(*arguments)
+    assert answer.code == 2 and answer.out == ""
+    assert message in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_in_json_is_one_object_too():
+    answer = holdfast("train", "lane-keeping", "--seeds", 0, "--json")
+    assert answer.code == 2 and answer.err == ""
+    assert answer.json == {"ok": False, "error": "ValueError: seeds = 0; give a whole number >= 1"}
+
+
+def test_files_that_are_no_tasks(own, tmp_path):
+    (tmp_path / "imports.py").write_text("import no_such_module")
+    (tmp_path / "syntax.py").write_text("def (")
+    for spec, message in [
+        (f"{tmp_path}/absent.py:Task", "there is no file"),
+        (f"{tmp_path}/imports.py:Task", "does not import: ModuleNotFoundError: No module named 'no_such_module'"),
+        (f"{tmp_path}/syntax.py:Task", "does not import: SyntaxError"),
+        (f"{own}", "name the class as well"),
+        (f"{own}:Sty", "has no task Sty; its tasks are: Stay, NeedsArguments"),
+        (f"{own}:NeedsArguments", "NeedsArguments() fails: TypeError"),
+        (f"{own}:Raises", "Raises() fails: TypeError: no length given. Give every field a default"),
+    ]:
+        answer = holdfast("verify", spec)
+        assert answer.code == 2 and message in answer.err, spec
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("OffTrack", 1, "the equilibrium has margin -0.5 on 'right end'"),
+        ("Unsteerable", 2, "cannot be stabilised by LQR"),
+        ("TooSteep", 1, "not proved"),
+    ],
+)
+def test_tasks_without_a_base_set_leave_no_run_behind(own, tmp_path, name, code, message):
+    answer = holdfast("train", f"{own}:{name}", "--out", tmp_path / "run")
+    assert answer.code == code and message in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refuted_level_is_not_trained_on(tmp_path):
+    answer = holdfast("train", "lane-keeping", "--level", 14, "--out", tmp_path / "run")
+    assert answer.code == 1
+    assert "'base set invariant' is refuted at level = 14" in answer.err and "Leave --level out" in answer.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_of_ones_own_is_verified(own):
+    answer = holdfast("verify", f"{own}:Stay", "--json")
+    assert answer.code == 0 and answer.json["holds"] and "right end" in answer.json["subject"]
+
+
+def test_nothing_is_overwritten(toy, tmp_path):
+    before = (toy[0] / "config.json").read_bytes()
+    answer = holdfast("train", "lane-keeping", "--out", toy[0])
+    assert answer.code == 2 and "nothing is overwritten" in answer.err
+    assert (toy[0] / "config.json").read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    answer = holdfast("train", "lane-keeping", "--out", tmp_path / "file")
+    assert answer.code == 2 and (tmp_path / "file").read_text() == "mine"
+    assert "is a file" in holdfast("evaluate", tmp_path / "file").err
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(toy):
+    answer = holdfast("train", *TOY[:-1], "9", "--out", toy[0], "--resume")
+    assert answer.code == 2 and "episodes = 9, but the run to resume has episodes = 4; leave it out" in answer.err
+
+
+@pytest.mark.parametrize("arguments", [["--index", 1], ["--index", -1]])
+def test_seeds_that_were_not_trained_cannot_be_attacked(toy, arguments):
+    answer = holdfast("attack", toy[0], *arguments)
+    assert answer.code == 2 and f"index = {arguments[1]}; the run has 1 seed(s)" in answer.err
+
+
+def test_what_cannot_be_rendered(copy):
+    assert "the run kept 4" in holdfast("render", copy, "--episode", 99).err
+    assert "make it first" in holdfast("render", copy, "--out", copy / "no" / "x.gif").err
+    (copy / "trajectories.npz").write_bytes(b"PK torn")
+    answer = holdfast("render", copy)
+    assert answer.code == 2 and "is damaged" in answer.err
+    (copy / "trajectories.npz").unlink()
+    answer = holdfast("render", copy)
+    assert answer.code == 2 and f"evaluate the run first: `holdfast evaluate {copy}`" in answer.err
+
+
+def test_a_damaged_checkpoint_is_refused(copy):
+    file = copy / "checkpoint" / "state.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    for command in (["evaluate", copy], ["train", *TOY, "--out", copy, "--resume"]):
+        answer = holdfast(*command)
+        assert answer.code == 2 and "is damaged" in answer.err and "train again" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [("task", "power-loop", "'lane-keeping'"), ("physics", "0" * 64, "restore them"), ("seeds", 7, "expected 1")],
+)
+def test_a_checkpoint_of_something_else_is_refused(copy, field, value, expected):
+    physics = json.loads((copy / "certificate.json").read_text())["physics"]
+    header = {"task": "lane-keeping", "physics": physics, "seeds": 1, "phase": "policy", "updates": 4}
+    save_checkpoint(copy / "checkpoint", {"weights": np.zeros(3)}, header | {field: value})
+    answer = holdfast("evaluate", copy)
+    assert answer.code == 2 and f"{field} is {value!r}" in answer.err and expected in answer.err
+
+
+def test_physics_other_than_the_certificates_is_refused_and_the_certificate_kept(copy):
+    file = copy / "certificate.json"
+    certificate = json.loads(file.read_text())
+    file.write_text(json.dumps(certificate | {"physics": "f" * 64}))
+    for command in (["evaluate", copy], ["verify", copy], ["train", *TOY, "--out", copy, "--resume"]):
+        answer = holdfast(*command)
+        assert answer.code == 2 and "but the run's certificate is about ffffffffffff" in answer.err
+    assert json.loads(file.read_text())["physics"] == "f" * 64
+    file.write_text('{"subject": "nothing"}')
+    answer = holdfast("evaluate", copy)
+    assert answer.code == 2 and "is no certificate" in answer.err
+
+
+# ------------------------------------------------------------------------------------------------- Ctrl-C and kill
+
+
+def press(patch, phase, times=1):
+    """Presses Ctrl-C (a real signal) when the first chunk of a phase is logged."""
+    log = RunDirectory.append_metrics
+
+    def logging(self, row):
+        log(self, row)
+        if row["phase"] == phase:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    patch.setattr(RunDirectory, "append_metrics", logging)
+
+
+KILLED = """
+import sys, time
+import holdfast.cli.training as training
+from holdfast.cli import main
+from holdfast.runs import RunDirectory
+
+training._CHUNK, training._KEEP_EVERY = {chunk}, -1.0
+save = RunDirectory.save_checkpoint
+
+def hang(self, tree, header):
+    save(self, tree, header)
+    print("saved", flush=True)
+    time.sleep(600)
+
+RunDirectory.save_checkpoint = hang
+main(sys.argv[1:])
+"""
+
+
+def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", *TOY, "--out", str(out)]
+
+    # Killed in phase 1, right after its first checkpoint.
+    environment = os.environ | {"HOLDFAST_CACHE": str(jax.config.jax_compilation_cache_dir)}
+    script = [sys.executable, "-c", KILLED.format(chunk=CHUNK), *command]
+    with subprocess.Popen(
+        script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "saved\n"
+        process.kill()
+    assert RunDirectory.open(out).has_checkpoint
+    answer = holdfast("evaluate", out)
+    assert answer.code == 2 and f"go on with `holdfast train lane-keeping --out {out} --resume`" in answer.err
+
+    # Resumed, and stopped by Ctrl-C in phase 2.
+    with pytest.MonkeyPatch.context() as patch:
+        press(patch, "policy")
+        answer = holdfast(*command, "--resume", "--json")
+    assert answer.code == 130
+    assert answer.json["error"].startswith("stopped; nothing is lost. Go on with `holdfast train lane-keeping --out")
+
+    # Resumed, finished, and stopped by Ctrl-C in evaluation.
+    def evaluate(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "evaluate_run", evaluate)
+        answer = holdfast(*command, "--resume")
+    assert answer.code == 130 and "nothing is lost" in answer.err and "--resume" in answer.err
+
+    # All that was learned is what the uninterrupted run learned, bit for bit.
+    expected, found = arrays(toy[0]), arrays(out)
+    assert expected.keys() == found.keys() and len(found) > 40
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+    drop = lambda rows: [{k: v for k, v in row.items() if k != "wall_seconds"} for row in rows]  # noqa: E731
+    rows = drop(RunDirectory.open(out).read_metrics())
+    assert json.dumps(rows) == json.dumps(drop(RunDirectory.open(toy[0]).read_metrics()))
+
+    # Resuming once more evaluates without training again.
+    before = (out / "checkpoint" / "state.safetensors").stat().st_mtime_ns
+    answer = holdfast(*command, "--resume", "--json")
+    assert answer.code == 0 and answer.json["safety"]["violations"] == 0
+    assert (out / "checkpoint" / "state.safetensors").stat().st_mtime_ns == before
+    uninterrupted = json.loads((toy[0] / "report.json").read_text())["metrics"]
+    assert answer.json["metrics"]["y_rmse"]["mean"] == uninterrupted["y_rmse"]["mean"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_phase_1_leaves_a_run_that_goes_on(tmp_path, times):
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        press(patch, "backup", times)
+        answer = holdfast("train", *TOY, "--out", out)
+    assert answer.code == 130
+    assert "stopping after this chunk; press Ctrl-C again to stop at once" in answer.err
+    kept = "nothing is lost" if times == 1 else "nothing was trained yet"
+    assert f"stopped; {kept}. Go on with `holdfast train lane-keeping --out {out} --resume`" in answer.err
+    assert RunDirectory.open(out).has_checkpoint == (times == 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.MonkeyPatch.context() as patch:
+        press(patch, "backup")
+        answer = holdfast("train", *TOY, "--out", out, "--resume")
+    assert answer.code == 130
+    done = [row["iteration"] for row in RunDirectory.open(out).read_metrics()]
+    assert done == ([2, 4] if times == 1 else [2])
+
+
+def test_ctrl_c_while_proving_stops_before_training(tmp_path, monkeypatch):
+    certify = training.certify_task
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return certify(*arguments, **options)
+
+    monkeypatch.setattr(training, "certify_task", interrupted)
+    answer = holdfast("train", *TOY, "--out", tmp_path / "run")
+    assert answer.code == 130 and "nothing was trained yet" in answer.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
