@@ -82,7 +82,13 @@ def _speed():
         for name, times in found["forward"][mix]["safeguards"].items():
             ratio = times["ratio"]["published"]
             cost = f"{ratio:.0f}x faster ({times['mean_us']:.1f} us a state)"
-            yield f"safeguard `{name}` against the published layer, batch, {words[mix]}", "1", f">= {asked}x", cost, command
+            yield (
+                f"safeguard `{name}` against the published layer, batch, {words[mix]}",
+                "1",
+                f">= {asked}x",
+                cost,
+                command,
+            )
     single = found["latency"]["safeguard"]
     cost = f"{single['median_us']:.0f} us / {single['p99_us']:.0f} us"
     yield "safeguard on one state, accepting, N = 40: median / 99th percentile", "", "300 / 1000 us", cost, command
@@ -93,7 +99,13 @@ def _attack():
     if found is None:
         return
     words = f"{found['violations']} in {found['steps']:,}; {found['certified_steps']:,} held a committed plan"
-    yield "violations under attack, float32, plant in another program", "not tested", "0 in 10^7", words, _command("attack")
+    yield (
+        "violations under attack, float32, plant in another program",
+        "not tested",
+        "0 in 10^7",
+        words,
+        _command("attack"),
+    )
 
 
 def _plans():

@@ -73,7 +73,7 @@ def main() -> None:
         __spec__.name,
         arguments,
         settings={
-            "training": " ".join(["holdfast train lane-keeping", *options]),
+            "training": f"holdfast train lane-keeping --seeds {trained.config.seeds}",
             "seeds": trained.config.seeds,
             "episodes for each seed": report["safety"]["episodes"] // trained.config.seeds,
             "coverage samples": samples,

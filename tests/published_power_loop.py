@@ -1,6 +1,6 @@
 """The power loop with its published base set, to be refuted: `holdfast verify tests/published_power_loop.py:PublishedPowerLoop`.
 
-Source: PS2-RL (arXiv 2606.14536): hover LQR in e = (z - 2, v, 2 vec(q)), 7 numbers with yaw, in the world frame.
+Source: PS2-RL (arXiv 2606.14536): hover LQR in e = (z - 2, v, 2 vec(conj q)), 7 numbers with yaw, in the world frame.
 """
 
 from typing import ClassVar
@@ -35,14 +35,14 @@ class PublishedQuadrotor(System):
 
     def error(self, x):
         q = x[6:]
-        tilt = 2 * jnp.where(q[0] < 0, -1.0, 1.0) * q[1:]
+        tilt = 2 * jnp.where(q[0] < 0, 1.0, -1.0) * q[1:]
         return jnp.concatenate([x[2:3] - self.model.hover_height, x[3:6], tilt])
 
     def lift(self, e):
         half = e[4:] / 2
         scalar = jnp.sqrt(1 - half @ half)[None]
         zero = jnp.zeros(2, e.dtype)
-        return jnp.concatenate([zero, e[:1] + self.model.hover_height, e[1:4], scalar, half])
+        return jnp.concatenate([zero, e[:1] + self.model.hover_height, e[1:4], scalar, -half])
 
 
 class PublishedPowerLoop(PowerLoop):
@@ -51,6 +51,9 @@ class PublishedPowerLoop(PowerLoop):
     system: PublishedQuadrotor = eqx.field(default_factory=PublishedQuadrotor)
     safety: SafetySettings = eqx.field(
         default_factory=lambda: SafetySettings(
-            state_cost=(1, 0.16, 0.16, 0.4, 0.8, 0.8, 0.16), input_cost=(0.02, 0.012, 0.012, 0.004), horizon=100, level=8.0
+            state_cost=(1, 0.16, 0.16, 0.4, 0.8, 0.8, 0.16),
+            input_cost=(0.02, 0.012, 0.012, 0.004),
+            horizon=100,
+            level=8.0,
         )
     )

@@ -12,7 +12,7 @@ import pytest
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import certify_base_set
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.training import _keys
+from holdfast.cli.training import _blank, _keys
 from holdfast.learn import (
     RunningNormaliser,
     SafeArrivalSettings,
@@ -273,6 +273,17 @@ def test_going_on_from_a_chunk_changes_nothing(unguarded):
     resumed = train(trainer, halfway, updates=6, start=4, chunk=2)
     for expected, found in zip(numbers(whole), numbers(resumed)):
         np.testing.assert_array_equal(expected, found)
+
+
+def test_a_blank_state_fits_a_checkpoint_of_the_trained_one(unguarded):
+    trainer, keys, state, _ = unguarded
+    blank = _blank(trainer, keys)
+    kinds = [
+        [(type(leaf), getattr(leaf, "dtype", None), np.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+        for tree in (blank, state)
+    ]
+    assert jax.tree.structure(blank) == jax.tree.structure(state)
+    assert kinds[0] == kinds[1]
 
 
 def test_without_a_safeguard_violations_are_counted_as_they_are(unguarded):

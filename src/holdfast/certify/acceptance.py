@@ -69,9 +69,16 @@ def acceptance_margins(base: BaseSet, safe_set: Set, state_box: Box, horizon: in
     if not np.all(np.isfinite(step)):
         raise ValueError(f"acceptance_margins: rounding of a step inside the base set cannot be bounded ({step})")
     margins = AcceptanceMargins(
-        _margin("the safe set's margin", path, state_box), _margin("the base set's margin", at_base, state_box), state_box
+        _margin("the safe set's margin", path, state_box),
+        _margin("the base set's margin", at_base, state_box),
+        state_box,
     )
     return Acceptance(margins, deviations, step)
+
+
+def _rounding(function: Callable, *boxes, dtype) -> np.ndarray:
+    """`rounding_error` of a function with one result."""
+    return np.asarray(rounding_error(function, *boxes, dtype=dtype))
 
 
 def _ulp(states: Interval, dtype) -> np.ndarray:
@@ -98,7 +105,7 @@ def _replay_deviation(system: System, region: Box, steps: int, dtype) -> tuple[n
     # Rounding may carry a state out of the region by what is to be found: a hundredth is checked to be enough.
     slack = 1e-2 * np.maximum(1.0, np.maximum(np.abs(region.lower), np.abs(region.upper)))
     cells = cover_region(system, Box(region.lower - slack, region.upper + slack))
-    rounding = rounding_error(lambda x, u: system.step(x, u), cells, Interval.box(*inputs), dtype=dtype)
+    rounding = _rounding(lambda x, u: system.step(x, u), cells, Interval.box(*inputs), dtype=dtype)
     fresh = spread.norms(2 * rounding + _ulp(cells, dtype)[:, None]).max(axis=1)
     norms = [np.zeros(len(spread.blocks))]
     for _ in range(steps):
@@ -110,7 +117,7 @@ def _replay_deviation(system: System, region: Box, steps: int, dtype) -> tuple[n
 def _path_change(margin: Callable, box: Interval, deviations: np.ndarray, dtype) -> np.ndarray:
     """Bound on how much each row of a margin can differ between states `deviations` apart, rounding included, [N+1, p]."""
     slope, jump = interval_jacobian(margin, box)
-    constant = np.asarray(jump)[..., 0] + 2 * rounding_error(margin, box, dtype=dtype)[..., 0]
+    constant = np.asarray(jump)[..., 0] + 2 * _rounding(margin, box, dtype=dtype)[..., 0]
     return deviations @ slope.magnitude[..., 0].T + constant
 
 
@@ -140,7 +147,7 @@ def _base_change(base: BaseSet, states: Interval, to_error: Callable, sizes, dty
     P = base.ellipsoid.shape_matrix
     distance = np.array([deviation_norm(P, to_error(each)) for each in sizes])
     level = base.ellipsoid.level
-    rounding = rounding_error(lambda x: base.margin(x)[None], states, dtype=dtype).max()
+    rounding = _rounding(lambda x: base.margin(x)[None], states, dtype=dtype).max()
     return (2 * np.sqrt(level) * distance + distance**2) / level + 2 * rounding
 
 
@@ -155,14 +162,15 @@ def step_deviation(base: BaseSet, dtype=np.float32) -> np.ndarray:
     e = errors.shape[0]
     m = system.input_size
     inputs = Interval.box(system.input_box.lower, system.input_box.upper)
-    rounding = rounding_error(lambda x, u: system.step(x, u), states, inputs, dtype=dtype)
+    rounding = _rounding(lambda x, u: system.step(x, u), states, inputs, dtype=dtype)
     noisy = rounding + _ulp(states, dtype)[:, None]
     to_error = _error_spread(base, _widened(states, noisy.max(axis=-1)))
     fresh = to_error((noisy if system.spread is None else system.spread.norms(noisy)).max(axis=-1))
-    action = rounding_error(base.action, states, dtype=dtype).max(axis=-1)
+    action = _rounding(base.action, states, dtype=dtype).max(axis=-1)
     actions = interval_eval(base.controller, errors)
     joint = Interval(
-        np.concatenate([errors.lo, actions.lo - action[:, None]]), np.concatenate([errors.hi, actions.hi + action[:, None]])
+        np.concatenate([errors.lo, actions.lo - action[:, None]]),
+        np.concatenate([errors.hi, actions.hi + action[:, None]]),
     )
     reach, jumps = interval_jacobian(lambda z: system.error_step(z[:e], z[e:]), joint)
     pushed = ((reach.magnitude[:, e : e + m] * action[None, :, None]).sum(axis=1) + jumps).max(axis=-1)

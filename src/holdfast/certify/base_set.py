@@ -11,8 +11,8 @@ from holdfast.certify.acceptance import Acceptance, acceptance_margins, step_dev
 from holdfast.certify.certificate import Certificate, Obligation
 from holdfast.certify.containment import inside, largest_inside_level
 from holdfast.certify.coordinates import RotationSymmetry
-from holdfast.certify.invariance import largest_invariant_level, prove_invariance
 from holdfast.certify.declared import declared_obligations
+from holdfast.certify.invariance import largest_invariant_level, prove_invariance
 from holdfast.certify.proof import InvarianceProof, deviation_norm, invariance_robustness
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import System
@@ -245,7 +245,7 @@ def _rounding_obligations(
             {
                 "deviation": _plain(acceptance.deviation[-1]),
                 "path_margins": path,
-                "base_margin": _first_middle_last(margins.base),
+                "base_margin": _first_middle_last(np.asarray(margins.base)),
             },
         ),
         Obligation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from holdfast.backup import BaseSet
@@ -53,34 +54,37 @@ def _symmetry(base: BaseSet, state_box: Box) -> Obligation:
 
     def both(x, u):
         e = system.error(x)
-        return system.error_step(turn @ e, turn_input @ u), turn @ system.error_step(e, u)
+        return system.error_step(jnp.asarray(turn) @ e, jnp.asarray(turn_input) @ u), jnp.asarray(
+            turn
+        ) @ system.error_step(e, u)
 
     return _shown("symmetry", claim, symmetry.shown_by, both, base, state_box)
 
 
 def _shown(name: str, claim: str, shown_by: str, both: Callable, base: BaseSet, state_box: Box) -> Obligation:
     """Proved where algebra shows it, else sampled; sampled in both cases, so that a wrong declaration is found."""
-    gap, x, u = _largest_gap(both, base, state_box)
-    numbers = {"samples": _SAMPLES, "largest_gap": gap}
+    states = _states(base, state_box)
+    if not len(states):
+        return Obligation(name, claim, "not proved", "`lift` gave no finite state to sample near the base set")
+    gap, x, u = _largest_gap(both, base.system, states)
+    numbers = {"samples": len(states), "largest_gap": gap}
     if not gap <= _TOLERANCE:
         numbers["counterexample"] = {"state": x.tolist(), "input": u.tolist()}
         return Obligation(name, claim, "refuted", f"the two sides differ by {gap:.3g} at a sampled state", numbers)
     if shown_by:
         return Obligation(name, claim, "proved", shown_by, numbers)
-    return Obligation(name, claim, "sampled", f"at {_SAMPLES} random states and inputs", numbers)
+    return Obligation(name, claim, "sampled", f"at {len(states)} random states and inputs", numbers)
 
 
 def _error_size(system: System) -> int:
     return jax.eval_shape(system.error, jax.ShapeDtypeStruct((system.state_size,), np.float32)).shape[0]
 
 
-def _largest_gap(both: Callable, base: BaseSet, state_box: Box) -> tuple[float, np.ndarray, np.ndarray]:
+def _largest_gap(both: Callable, system: System, states: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """The largest relative difference of two ways to the next error, and where."""
-    system = base.system
+    rng = np.random.default_rng(1)
+    inputs = rng.uniform(system.input_box.lower, system.input_box.upper, (len(states), system.input_size))
     with jax.enable_x64(True):
-        states = _states(base, state_box)
-        rng = np.random.default_rng(1)
-        inputs = rng.uniform(system.input_box.lower, system.input_box.upper, (len(states), system.input_size))
         one, other = (np.asarray(side) for side in jax.jit(jax.vmap(both))(states, inputs))
     size = 1 + np.maximum(np.abs(one), np.abs(other)).max(axis=1)
     gap = np.abs(one - other).max(axis=1) / size
@@ -96,10 +100,13 @@ def _states(base: BaseSet, state_box: Box) -> np.ndarray:
     system, radii, rng = base.system, base.ellipsoid.bounding_radii(), np.random.default_rng(0)
     errors = rng.uniform(-radii, radii, (_SAMPLES, len(radii)))
     along = rng.uniform(system.fibre_box.lower, system.fibre_box.upper, (_SAMPLES, system.fibre_box.dimension))
-    lifted = np.asarray(jax.vmap(system.lift_along)(errors, along))
     anywhere = rng.uniform(state_box.lower, state_box.upper, (10 * _SAMPLES, state_box.dimension))
-    inputs = np.broadcast_to(np.asarray(system.equilibrium()[1]), (len(anywhere), system.input_size))
-    # A step takes any vector to a state that there is.
-    anywhere = np.asarray(jax.jit(jax.vmap(system.step))(anywhere, inputs))
-    near = (np.abs(np.asarray(jax.vmap(system.error)(anywhere))) <= _NEAR * radii).all(axis=1)
-    return np.concatenate([lifted, anywhere[near]])
+    rest = np.asarray(system.equilibrium()[1], np.float64)
+    with jax.enable_x64(True):
+        lifted = np.asarray(jax.vmap(system.lift_along)(jnp.asarray(errors), jnp.asarray(along)))
+        # A step takes any vector to a state that there is.
+        anywhere = np.asarray(jax.jit(jax.vmap(system.step, in_axes=(0, None)))(anywhere, rest))
+        near = (np.abs(np.asarray(jax.vmap(system.error)(jnp.asarray(anywhere)))) <= _NEAR * radii).all(axis=1)
+    states = np.concatenate([lifted, anywhere[near]])
+    # The corners of a box of errors may belong to no state.
+    return states[np.isfinite(states).all(axis=1)]

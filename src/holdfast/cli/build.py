@@ -71,7 +71,9 @@ def physics_of(task: Task) -> str:
     return physics_hash(functions, [[box.lower, box.upper] for box in boxes])
 
 
-def certify_task(task: Task, *, level: float | None, horizon: int | None, max_seconds: float = 60.0) -> CertifiedBaseSet:
+def certify_task(
+    task: Task, *, level: float | None, horizon: int | None, max_seconds: float = 60.0
+) -> CertifiedBaseSet:
     """The certified base set of a task; raises as `certify_base_set` does."""
     return certify_base_set(
         task.system,

@@ -117,8 +117,9 @@ def print_report(report: Any) -> None:
     )
     if report.training_safety:
         seen = report.training_safety
-        output.print(
-            f"{seen['violations']} violations in {seen['steps']:,} guarded training steps", highlight=False
-        )
+        output.print(f"{seen['violations']} violations in {seen['steps']:,} guarded training steps", highlight=False)
+        if seen.get("unpromised_violations"):
+            words = f"and {seen['unpromised_violations']:,} after starts that could not be certified; nothing was promised there"
+            output.print(words, highlight=False)
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in report.wall_seconds.items() if value is not None)
     output.print(f"wall time: {spent}", highlight=False)

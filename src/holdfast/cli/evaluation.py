@@ -60,9 +60,7 @@ def evaluate_run(
     """
     task, config, watch = trained.task, trained.config, Stopwatch()
     horizon = config.horizon or task.safety.horizon
-    guards = [
-        make_guard(task, trained.certified, of_seed(trained.network, i), config) for i in range(config.seeds)
-    ]
+    guards = [make_guard(task, trained.certified, of_seed(trained.network, i), config) for i in range(config.seeds)]
     policies = [of_seed(trained.policy.policy, i) for i in range(config.seeds)]
     with watch("evaluate"):
         progress(f"{episodes} episodes for each of {config.seeds} seed{'s' * (config.seeds > 1)}")

@@ -191,7 +191,9 @@ class Attack:
     steps: Annotated[float, tyro.conf.arg(help="attacked steps in all, as 1e6")] = 1e5
     seed: int = 0
     index: Annotated[int, tyro.conf.arg(help="which of the run's seeds, counted from 0")] = 0
-    model_error: Annotated[float, tyro.conf.arg(help="relative error of the plant's inputs (outside the certificate)")] = 0.0
+    model_error: Annotated[
+        float, tyro.conf.arg(help="relative error of the plant's inputs (outside the certificate)")
+    ] = 0.0
     noise: Annotated[float, tyro.conf.arg(help="sensor noise, share of the state box (outside the certificate)")] = 0.0
     delay: Annotated[int, tyro.conf.arg(help="steps that actions come late (outside the certificate)")] = 0
     json: Json = False
@@ -250,7 +252,9 @@ class Render:
             dt = float(kept.pop("dt"))
             trajectories = Trajectories(**kept, dt=dt)
         except (BadZipFile, KeyError, TypeError, EOFError, ValueError) as error:
-            raise RunError(f"{file} is damaged ({error}); evaluate the run again: `holdfast evaluate {run.path}`") from None
+            raise RunError(
+                f"{file} is damaged ({error}); evaluate the run again: `holdfast evaluate {run.path}`"
+            ) from None
         if not 0 <= self.episode < len(trajectories.states):
             raise ValueError(f"episode = {self.episode}; the run kept {len(trajectories.states)}, counted from 0")
         if self.out is not None and not self.out.parent.is_dir():
@@ -358,5 +362,3 @@ def _print_attack(found: dict[str, Any]) -> None:
     for name, value in found.items():
         if name not in ("violations", "steps", "certified_steps"):
             output.print(f"  {name}: {value}", highlight=False, soft_wrap=True)
-
-

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from holdfast.certify import Certificate, CertifiedBaseSet, NotProvable
-from holdfast.cli.build import arrays, backup_trainer, certify_task, load_task, make_guard, physics_of, policy_trainer
+from holdfast.cli.build import (
+    arrays,
+    backup_trainer,
+    certify_task,
+    load_task,
+    make_guard,
+    of_seed,
+    physics_of,
+    policy_trainer,
+)
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.timing import Stopwatch
 from holdfast.learn import ShacState, initialise, train
@@ -137,7 +146,9 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
 class _Keeper:
     """Logs a row and, now and then, a checkpoint after each chunk; always one at the end or at an interrupt."""
 
-    def __init__(self, run: RunDirectory, identity: dict, config: TrainConfig, progress: Progress, interrupt: Interrupt):
+    def __init__(
+        self, run: RunDirectory, identity: dict, config: TrainConfig, progress: Progress, interrupt: Interrupt
+    ):
         self.run, self.identity, self.config = run, identity, config
         self.progress, self.interrupt = progress, interrupt
         self.begun = self.saved = time.monotonic()
@@ -165,13 +176,17 @@ def _row(phase: str, done: int, metrics: dict[str, np.ndarray], config: TrainCon
     with np.errstate(all="ignore"):
         means = {name: value.mean(axis=1).tolist() for name, value in metrics.items() if name != "violations"}
     violations = metrics["violations"].sum(axis=1)
-    return row | means | {
-        "iteration": config.backup_updates + done,
-        "step": done * size,
-        "return_mean": means.pop("return"),
-        "violations": (violations / (size * metrics["violations"].shape[1])).tolist(),
-        "violating_steps": violations.tolist(),
-    }
+    return (
+        row
+        | means
+        | {
+            "iteration": config.backup_updates + done,
+            "step": done * size,
+            "return_mean": means.pop("return"),
+            "violations": (violations / (size * metrics["violations"].shape[1])).tolist(),
+            "violating_steps": violations.tolist(),
+        }
+    )
 
 
 def _position(run: RunDirectory) -> dict[str, Any]:
@@ -207,7 +222,9 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
     network = _blank(backup_trainer(task, certified, config), keys).network
     state = _blank(policy_trainer(task, make_guard(task, certified, network, config), config), keys)
     restored = _restore(run, {"network": network, "policy": state}, identity)
-    return Trained(task, config, certified, restored["network"], restored["policy"], at["updates"] >= config.updates, {})
+    return Trained(
+        task, config, certified, restored["network"], restored["policy"], at["updates"] >= config.updates, {}
+    )
 
 
 def kept_certificate(run: RunDirectory, task: Task) -> Certificate | None:
@@ -219,7 +236,9 @@ def kept_certificate(run: RunDirectory, task: Task) -> Certificate | None:
         certificate = Certificate.from_json(run.read_certificate())
         certified_level(certificate)
     except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is no certificate ({type(error).__name__}: {error}): restore it, or train again") from None
+        raise RunError(
+            f"{file} is no certificate ({type(error).__name__}: {error}): restore it, or train again"
+        ) from None
     physics = physics_of(task)
     if certificate.physics != physics:
         raise RunError(
@@ -240,8 +259,9 @@ def _require_proof(certificate: Certificate) -> None:
     for obligation in certificate.obligations:
         if obligation.discharge in ("refuted", "not proved"):
             raise NotProvable(
-                f"'{obligation.name}' is {obligation.discharge} at level = {level:g} ({obligation.method}). Leave "
-                "--level out to train with the largest level that can be proved, or give a smaller one"
+                f"'{obligation.name}' is {obligation.discharge} at level = {level:g} ({obligation.method}). "
+                "Without --level the largest provable level is looked for; if that fails too, give LQR weights that contract "
+                "faster, or a system whose inputs do more"
             )
 
 
@@ -251,20 +271,21 @@ def _keys(config: TrainConfig) -> jax.Array:
 
 
 def _blank(trainer: Any, keys: jax.Array) -> Any:
-    """A training state of the right structure with zeros in it, without compiling anything."""
-    rest = {}
+    """A training state of the right structure with zeros in it, stacked over seeds, without compiling anything."""
+    rest, first = {}, of_seed(trainer, 0)
 
-    def build(keys):
+    def build(key):
         # The trainer is closed over: as an argument its NumPy arrays, shared by all seeds, would be traced too.
-        learned, rest["of state"] = eqx.partition(initialise(trainer, keys), lambda leaf: isinstance(leaf, jax.Array))
+        learned, rest["of state"] = eqx.partition(first.init(key), lambda leaf: isinstance(leaf, jax.Array))
         return learned
 
     def zeros(leaf):
+        shape = (len(keys), *leaf.shape)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.split(jax.random.key(0), leaf.shape)
-        return jnp.zeros(leaf.shape, leaf.dtype)
+            return jax.random.split(jax.random.key(0), shape)
+        return jnp.zeros(shape, leaf.dtype)
 
-    return eqx.combine(jax.tree.map(zeros, jax.eval_shape(build, keys)), rest["of state"])
+    return eqx.combine(jax.tree.map(zeros, jax.eval_shape(build, keys[0])), rest["of state"])
 
 
 def training_safety(policy: ShacState) -> dict[str, Any]:
@@ -274,6 +295,7 @@ def training_safety(policy: ShacState) -> dict[str, Any]:
     return {
         "steps": int(np.asarray(policy.safety.steps).sum()),
         "violations": int(np.asarray(policy.safety.violations).sum()),
+        "unpromised_violations": int(np.asarray(policy.safety.unpromised_violations).sum()),
         "interventions": interventions,
         "uncertified_starts": int(np.asarray(policy.safety.uncertified_starts).sum()),
         "worst_margin": float(np.asarray(policy.safety.worst_margin).min()),

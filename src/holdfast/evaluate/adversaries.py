@@ -161,7 +161,13 @@ def default_adversaries(task: Task, guard: Any, policy: Callable | None = None) 
     """
     box = task.system.input_box
     rows, look = attack_surface(task, guard)
-    found: list[Any] = [HeldCorners(box), Uniform(box), Invalid(box), MarginDescent(rows, box), BoundaryHugging(look, box)]
+    found: list[Any] = [
+        HeldCorners(box),
+        Uniform(box),
+        Invalid(box),
+        MarginDescent(rows, box),
+        BoundaryHugging(look, box),
+    ]
     if policy is not None:
         found.append(NoisyPolicy(task, policy, task.sample_context(jax.random.key(0))))
     return tuple(found)

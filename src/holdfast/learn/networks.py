@@ -31,10 +31,7 @@ class Network(eqx.Module):
         gains = [np.sqrt(2.0)] * (len(sizes) - 2) + [last_gain]
         orthogonal = jax.nn.initializers.orthogonal
         return Network(
-            [
-                (orthogonal(gain)(k, (i, j)), jnp.zeros(j))
-                for k, gain, i, j in zip(keys, gains, sizes[:-1], sizes[1:])
-            ]
+            [(orthogonal(gain)(k, (i, j)), jnp.zeros(j)) for k, gain, i, j in zip(keys, gains, sizes[:-1], sizes[1:])]
         )
 
 

@@ -56,10 +56,14 @@ class ShacSettings(eqx.Module):
 
 
 class Safety(eqx.Module):
-    """What the guard did in training so far: counts over all steps, all shape []; `statuses` shape [7]."""
+    """What the guard did in training so far: counts over all steps, all shape []; `statuses` shape [7].
+
+    `violations` are steps that it answered for; `unpromised_violations` happened while it said `uncertified`.
+    """
 
     steps: Int[Array, ""]
     violations: Int[Array, ""]
+    unpromised_violations: Int[Array, ""]
     statuses: Int[Array, " 7"]
     uncertified_starts: Int[Array, ""]
     worst_margin: Float[Array, ""]
@@ -119,12 +123,10 @@ class ShacTrainer(eqx.Module):
         times = jax.random.randint(time_key, (count,), 0, task.episode_steps)
         episodes = eqx.tree_at(lambda e: e.t, episodes, times)
         zeros = jnp.zeros((), jnp.int32)
-        safety = Safety(zeros, zeros, jnp.zeros(len(Status), jnp.int32), zeros, jnp.asarray(jnp.inf))
+        safety = Safety(zeros, zeros, zeros, jnp.zeros(len(Status), jnp.int32), zeros, jnp.asarray(jnp.inf))
         # A unit in which rewards are of order one: what doing nothing costs, at the start of the episodes.
         idle = jnp.asarray(task.system.equilibrium()[1], jnp.float32)
-        rewards = jax.vmap(
-            lambda e: task.reward(e.x, idle, task.system.step(e.x, idle), e.t, e.context)
-        )(episodes)
+        rewards = jax.vmap(lambda e: task.reward(e.x, idle, task.system.step(e.x, idle), e.t, e.context))(episodes)
         return ShacState(
             actor,
             critic,
@@ -327,9 +329,11 @@ def _intervened(status):
 
 def _count(safety: Safety, window) -> Safety:
     status = window["status"].reshape(-1)
+    violated, promised = window["cost"].reshape(-1) > 0, status != Status.uncertified
     return Safety(
         safety.steps + status.shape[0],
-        safety.violations + jnp.sum(window["cost"] > 0, dtype=jnp.int32),
+        safety.violations + jnp.sum(violated & promised, dtype=jnp.int32),
+        safety.unpromised_violations + jnp.sum(violated & ~promised, dtype=jnp.int32),
         safety.statuses + jnp.sum(jax.nn.one_hot(status, len(Status), dtype=jnp.int32), axis=0, dtype=jnp.int32),
         safety.uncertified_starts + jnp.sum(window["uncertified_start"], dtype=jnp.int32),
         jnp.minimum(safety.worst_margin, jnp.min(window["margin"])),

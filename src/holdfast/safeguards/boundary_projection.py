@@ -22,7 +22,7 @@ class BoundaryProjection(Map):
         backoff: fraction of the typical row slope that margins are asked to keep, against the curvature left over.
     """
 
-    repeats: int = eqx.field(static=True, default=3)
+    repeats: int = eqx.field(static=True, default=2)
     active_rows: int = eqx.field(static=True, default=8)
     backoff: float = eqx.field(static=True, default=1e-5)
 

@@ -10,17 +10,18 @@ from jaxtyping import Array, Bool, PyTree
 
 T = TypeVar("T", bound=PyTree)
 
-CHUNK = 64
-"""Rows that are worked on at once; large enough to fill vector units, small enough that the last chunk wastes little."""
+CHUNK = 16
+"""Fewest rows that are worked on at once; a quarter of a large batch. Large enough to fill vector units, small enough that
+the last chunk wastes little: of a nearly trained policy a few rows are rejected, and they decide what a step costs."""
 
 
 def where_needed(
-    needed: Bool[Array, ""], function: Callable[[PyTree], T], otherwise: T, operands: PyTree, chunk: int = CHUNK
+    needed: Bool[Array, ""], function: Callable[[PyTree], T], otherwise: T, operands: PyTree, chunk: int | None = None
 ) -> T:
     """function(operands) where `needed`, else `otherwise`; in a batch, only the needed rows are computed.
 
     Under `vmap` a `lax.cond` becomes a select and every row pays. Here a batching rule gathers the needed rows, works
-    through them `chunk` at a time in a while loop, and scatters the results back. Not differentiable: put it inside a
+    through them `chunk` at a time (by default `CHUNK`, or a quarter of the batch) in a while loop, and scatters the results back. Not differentiable: put it inside a
     custom derivative.
 
     Args:
@@ -48,7 +49,7 @@ def where_needed(
 
         needed = spread(needed, needed_batched)
         result = jax.tree.map(spread, otherwise, otherwise_batched)
-        rows_at_once = min(chunk, axis_size)
+        rows_at_once = min(max(CHUNK, axis_size // 4) if chunk is None else chunk, axis_size)
         count = jnp.sum(needed, dtype=jnp.int32)
         (order,) = jnp.nonzero(needed, size=axis_size, fill_value=axis_size)
         padded = jnp.concatenate([order.astype(jnp.int32), jnp.full(rows_at_once, axis_size, jnp.int32)])

@@ -40,14 +40,12 @@ class Safeguard(eqx.Module):
     source: Source
     maps: tuple[Map, ...]
     gradient: GradientMode = eqx.field(static=True, default="exact")
-    evaluations: int = eqx.field(static=True, default=8)
+    evaluations: int = eqx.field(static=True, default=5)
     resolution: float = eqx.field(static=True, default=1e-3)
 
     def __check_init__(self):
         if self.gradient not in ("exact", "straight_through", "stopped"):
-            raise ValueError(
-                f"Safeguard: gradient = {self.gradient!r}; give 'exact', 'straight_through' or 'stopped'"
-            )
+            raise ValueError(f"Safeguard: gradient = {self.gradient!r}; give 'exact', 'straight_through' or 'stopped'")
 
     def init(self, x: Float[Array, " n"]) -> Any:
         """The commitment at the start of an episode at x [n]; its `certified` tells whether x is certified."""
@@ -225,7 +223,9 @@ def _pull_back(operands):
         index = jnp.clip(decision.choice - start, 0, stop - start - 1)
         part = each.adjoint(actions, local, proposal, action, index, decision.length, cotangent)
         mine = (decision.choice >= start) & (decision.choice < stop)
-        adjoint = part if adjoint is None else jax.tree.map(lambda a, b, mine=mine: jnp.where(mine, a, b), part, adjoint)
+        adjoint = (
+            part if adjoint is None else jax.tree.map(lambda a, b, mine=mine: jnp.where(mine, a, b), part, adjoint)
+        )
         start = stop
 
     def weighted(x):

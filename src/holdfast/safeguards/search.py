@@ -28,7 +28,7 @@ class Found(eqx.Module):
 
 
 class _Line(eqx.Module):
-    """State of one line's search: the bracket [low, high], margins at its ends (NaN: not yet known)."""
+    """State of one line's search: the bracket [low, high], margins at its ends (NaN: not yet known), any safe action."""
 
     low: Float[Array, ""]
     high: Float[Array, ""]
@@ -37,7 +37,7 @@ class _Line(eqx.Module):
     side: Int[Array, ""]
     action: Float[Array, " m"]
     commitment: Any
-    dead: Bool[Array, ""]
+    safe: Bool[Array, ""]
 
 
 def furthest_safe(
@@ -50,10 +50,10 @@ def furthest_safe(
 ) -> Found:
     """Searches K segments at once, `evaluations` checks a line at most.
 
-    First the target, unless it is known to be unsafe; then the base, without which a line is given up; then regula
-    falsi with the Illinois rule on the margin, bisection where a margin is -inf, until the bracket is shorter than
+    First the target, unless it is known to be unsafe; then the base; then regula falsi with the Illinois rule on the margin, bisection where a margin is -inf, until the bracket is shorter than
     `resolution` of the segment. Every evaluation is the source's exact check of the very action that may be returned,
-    so nothing has to be verified afterwards.
+    so nothing has to be verified afterwards. A base that fails its check does not end the search: the known safe action
+    often sits on the acceptance boundary, where rounding decides, with safe actions beside it.
 
     Args:
         source: checks.
@@ -67,7 +67,7 @@ def furthest_safe(
 
     def undecided(line: _Line):
         unknown = jnp.isnan(line.f_low) | jnp.isnan(line.f_high)
-        return ~line.dead & (line.low < 1) & (unknown | (line.high - line.low > resolution))
+        return (line.low < 1) & (unknown | (line.high - line.low > resolution))
 
     def look(line: _Line, base, target) -> _Line:
         at_target = jnp.isnan(line.f_high)
@@ -91,24 +91,22 @@ def furthest_safe(
         inside = ~at_target & ~at_base
         new = _Line(
             jnp.where(safe, trial, low),
-            jnp.where(safe, high, trial),
+            jnp.where(safe | at_base, high, trial),
             # At the target nothing is learnt about the base, and the other way round.
-            jnp.where(at_target & ~safe, line.f_low, f_low),
+            jnp.where(at_target & ~safe, line.f_low, jnp.where(at_base & ~safe, -jnp.inf, f_low)),
             jnp.where(at_base, line.f_high, f_high),
             jnp.where(inside, jnp.where(safe, 1, -1), 0).astype(jnp.int32),
             jnp.where(safe, action, line.action),
             jax.tree.map(lambda a, b: jnp.where(safe, a, b), check, line.commitment),
-            at_base & ~safe,
+            line.safe | safe,
         )
         return jax.tree.map(lambda a, b: jnp.where(undecided(line), a, b), new, line)
 
     def start(base, target_margin) -> _Line:
-        minus, one = -jnp.ones((), base.dtype), jnp.ones((), base.dtype)
+        nought, one = jnp.zeros((), base.dtype), jnp.ones((), base.dtype)
         unknown = jnp.full((), jnp.nan, base.dtype)
         zero = jnp.zeros((), jnp.int32)
-        return _Line(
-            minus, one, unknown, target_margin.astype(base.dtype), zero, base, like, jnp.asarray(False)
-        )
+        return _Line(nought, one, unknown, target_margin.astype(base.dtype), zero, base, like, jnp.asarray(False))
 
     lines = jax.vmap(start)(segments.base, segments.target_margin)
     _, lines = jax.lax.while_loop(
@@ -116,4 +114,4 @@ def furthest_safe(
         lambda carry: (carry[0] + 1, jax.vmap(look)(carry[1], segments.base, segments.target)),
         (jnp.zeros((), jnp.int32), lines),
     )
-    return Found(lines.action, lines.low, lines.commitment, lines.low >= 0)
+    return Found(lines.action, jnp.where(lines.safe, lines.low, -1.0), lines.commitment, lines.safe)

@@ -14,7 +14,7 @@ from holdfast.systems.structure import Spread, Symmetry
 
 GRAVITY = 9.81
 
-#: Closer to upside down than this (in 1 + G3) the chart s has no direction, and no base set reaches.
+#: Closer to upside down than this (in (1 + G3) / 2) the chart s has no direction, and no base set reaches.
 _CHART_EDGE = 1e-3
 #: What the chart says there: far outside every ellipsoid, and finite in float32 even when squared.
 _FAR = 1e9
@@ -44,9 +44,7 @@ class Quadrotor(System):
     dt: float = 0.02
     gravity: float = GRAVITY
     hover_height: float = 2.0
-    input_box: Box = eqx.field(
-        default_factory=lambda: Box([0.0, -18.0, -18.0, -18.0], [4 * GRAVITY, 18.0, 18.0, 18.0])
-    )
+    input_box: Box = eqx.field(default_factory=lambda: Box([0.0, -18.0, -18.0, -18.0], [4 * GRAVITY, 18.0, 18.0, 18.0]))
 
     def step(
         self, x: Float[Array, " 10"], u: Float[Array, " 4"], w: Float[Array, " 0"] | None = None
@@ -72,9 +70,11 @@ class Quadrotor(System):
         """(z - z*, R'v, s), in m, m/s and (for small tilt) rad; |s| = 1e9 where it is upside down."""
         body_velocity, up = self._in_body(x)
         height = x[2:3] - jnp.asarray(self.hover_height, x.dtype)
+        # (|q|^2 + up3) / 2, a sum of squares: nothing cancels, and s does not depend on the length of q.
+        upright = x[6] * x[6] + x[9] * x[9]
         # Upside down is 0/0. `~(<=)` lets NaN through to be seen; the inner `where` keeps derivatives finite.
-        usable = ~(1 + up[2] <= _CHART_EDGE)
-        tilt = 2 * up[:2] / jnp.where(usable, 1 + up[2], 1.0)
+        usable = ~(upright <= _CHART_EDGE)
+        tilt = up[:2] / jnp.where(usable, upright, 1.0)
         return jnp.concatenate([height, body_velocity, jnp.where(usable, tilt, jnp.array([_FAR, 0.0], x.dtype))])
 
     def features(self, x: Float[Array, " 10"]) -> Float[Array, " 7"]:

@@ -81,7 +81,8 @@ class Spread:
     """How one step, and the error, spread the distance between two states.
 
     With Euclidean norms of the blocks i, j of the state, |F_i(x, u) - F_i(x', u)| <= sum_j gains[i, j] |x_j - x'_j|, and
-    |error_k(x) - error_k(x')| <= sum_j error_gains(radii)[k, j] |x_j - x'_j| where both |error| <= radii, for every u of the input box and all x, x' on the system's `manifold` to `MANIFOLD_TOLERANCE`.
+    |error_k(x) - error_k(x')| <= sum_j error_gains(radii)[k, j] |x_j - x'_j| where both |error| <= radii, for every u of
+    the input box and all x, x' on the system's `manifold` to `MANIFOLD_TOLERANCE`.
 
     Attributes:
         blocks: indices of the state, each in one block.

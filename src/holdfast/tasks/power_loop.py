@@ -30,9 +30,7 @@ def _loop(dt: float, gravity: float) -> tuple[np.ndarray, np.ndarray]:
     sin, cos, zero = np.sin(theta), np.cos(theta), np.zeros(STEPS)
     pitch = np.unwrap(np.arctan2(-RADIUS * rate**2 * sin, -RADIUS * rate**2 * cos + gravity))
     attitude = [np.cos(pitch / 2), zero, np.sin(pitch / 2), zero]
-    states = np.stack(
-        [RADIUS * sin, zero, CENTRE + RADIUS * cos, SPEED * cos, zero, -SPEED * sin, *attitude], axis=1
-    )
+    states = np.stack([RADIUS * sin, zero, CENTRE + RADIUS * cos, SPEED * cos, zero, -SPEED * sin, *attitude], axis=1)
     rates = np.stack([zero, np.gradient(pitch, time, edge_order=2), zero], axis=1)
     return states, rates
 
@@ -52,9 +50,7 @@ class PowerLoop(Task):
     sampled_speed: ClassVar = 6.0
 
     system: Quadrotor = eqx.field(default_factory=Quadrotor)
-    safe_set: SuperlevelSet = eqx.field(
-        default_factory=lambda: SuperlevelSet(_ceiling_margin, ("ceiling",), ("m",))
-    )
+    safe_set: SuperlevelSet = eqx.field(default_factory=lambda: SuperlevelSet(_ceiling_margin, ("ceiling",), ("m",)))
     # Plans may fly well below the start. A unit quaternion may be a rounding longer than one.
     state_box: Box = eqx.field(
         default_factory=lambda: Box([-15.0] * 6 + [-1.001] * 4, [15.0, 15.0, CEILING] + [15.0] * 3 + [1.001] * 4)
@@ -118,6 +114,17 @@ class PowerLoop(Task):
             "v_rmse": rms(jnp.sum(gap[:, 3:] ** 2, axis=1)),
             "att_rmse": rms(angle**2),
         }
+
+    def stoppable(self, x):
+        """Whether five g straight down, at once, would stop x under the ceiling: no policy can save any other state.
+
+        Necessary, not sufficient: the robot has to turn before it can push downwards.
+        """
+        brake, dt = self.system.input_box.upper[0] + self.system.gravity, self.system.dt
+        rise = jnp.maximum(x[5], 0.0)
+        steps = jnp.floor(rise / (brake * dt)) + 1  # with these steps the speed is spent
+        peak = x[2] + dt * (steps * rise - brake * dt * steps * (steps - 1) / 2)
+        return jnp.maximum(x[2], peak) <= CEILING
 
     def scene(self, states, t, context, futures):
         """Seen from the side, x to the right and z up; the robot is a bar with two rotors, thrust away from the bar."""

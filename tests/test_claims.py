@@ -1,0 +1,48 @@
+"""The README keeps its word: its examples run, its claims have tests, its numbers come from results files."""
+
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from benchmarks import _readme
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_claim_names_a_test_that_exists():
+    rows = [line for line in README.splitlines() if re.match(r"\| .*`test_\w+", line)]
+    assert len(rows) >= 15
+    for row in rows:
+        for file, _, name in re.findall(r"`(test_\w+)(::(\w+))?`", row):
+            source = (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8")
+            assert not name or f"def {name}(" in source, f"{file}::{name} is claimed in the README but does not exist"
+
+
+def test_the_example_runs_and_stops_at_the_wall():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict = {}
+    compiled = compile(code, "README.md", "exec")
+    exec(compiled, names)
+    position = float(names["x"][0])
+    assert 0.9 < position <= 1.0 and bool(names["plan"].certified)
+    assert names["proof"].certificate.holds
+    assert np.all(np.isfinite(np.asarray(names["x"]))) and jnp.all(names["answer"].action <= 1)
+
+
+def test_the_table_of_numbers_is_what_the_results_files_give():
+    assert _readme.insert(README, _readme.table()) == README, "run `python -m benchmarks._readme`"
+
+
+def test_the_picture_is_there():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file()
+
+
+def test_every_command_of_the_readme_is_one_of_the_command_line():
+    from holdfast.cli import main as cli
+
+    for command in re.findall(r"^holdfast (\w+)", README, flags=re.MULTILINE):
+        assert command in {"list", "train", "verify", "evaluate", "attack", "render"}
+    assert callable(cli)
