@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "interop": _TO_INTEROP,
     "cli": _TO_INTEROP | {"interop", "testing", "version"},  # version: `from holdfast import __version__`
     "testing": {"systems", "sets", "tasks"},
+    "__main__": {"cli"},
 }
 LONGEST_FILE = 450
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "jax._src", "jaxlib"}

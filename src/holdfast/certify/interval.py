@@ -127,9 +127,6 @@ def _lift(other) -> Interval:
     return Interval(array, array)
 
 
-# --- directed rounding ---------------------------------------------------------------------------------------------
-
-
 def _down(x: np.ndarray) -> np.ndarray:
     """One unit down. A sum or difference that rounds to zero is exactly zero, so zero stays."""
     x = np.asarray(x)
@@ -158,9 +155,6 @@ def _libm(lo: np.ndarray, hi: np.ndarray, floor: float = -_INF, ceiling: float =
     lo = np.minimum(lo * np.where(lo > 0, 1 - slack, 1 + slack) - _TINY, _MAX)
     hi = np.maximum(hi * np.where(hi > 0, 1 + slack, 1 - slack) + _TINY, -_MAX)
     return Interval(np.maximum(lo, floor), np.minimum(hi, ceiling))
-
-
-# --- exact operations ----------------------------------------------------------------------------------------------
 
 
 def neg(x: Interval) -> Interval:

@@ -127,7 +127,9 @@ class RoundingDomain:
             return terms[0]
         size = sum(term.size for term in terms)
         # n - 1 additions in any order: (n - 1) u of the sum of absolute values, to first order; n covers the rest.
-        error = np.sum([term.error for term in terms], axis=0) + (len(terms) * self.unit * size + len(terms) * self.flush)
+        error = np.sum([term.error for term in terms], axis=0) + (
+            len(terms) * self.unit * size + len(terms) * self.flush
+        )
         return Rounded(value, error)
 
     # --- rules -------------------------------------------------------------------------------------------------
@@ -257,7 +259,9 @@ def _run(program: Program, intervals: list[Interval], dtype) -> list[np.ndarray]
     return out
 
 
-def flow_deviation(step: Callable, state_box, input_box, horizon: int, dtype=np.float32, noise: float | np.ndarray = 0.0) -> np.ndarray:
+def flow_deviation(
+    step: Callable, state_box, input_box, horizon: int, dtype=np.float32, noise: float | np.ndarray = 0.0
+) -> np.ndarray:
     """Bound how far two replays of one input sequence can drift apart under two floating-point programs of `step`.
 
     From a common start, delta_0 = 0 and delta_{k+1} = |J| delta_k + 2 r + noise: J encloses the Jacobian of step with

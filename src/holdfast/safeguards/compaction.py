@@ -21,8 +21,8 @@ def where_needed(
     """function(operands) where `needed`, else `otherwise`; in a batch, only the needed rows are computed.
 
     Under `vmap` a `lax.cond` becomes a select and every row pays. Here a batching rule gathers the needed rows, works
-    through them `chunk` at a time (by default `CHUNK`, or a quarter of the batch) in a while loop, and scatters the results back. Not differentiable: put it inside a
-    custom derivative.
+    through them `chunk` at a time (by default `CHUNK`, or a quarter of the batch) in a while loop, and scatters the
+    results back. Not differentiable: put it inside a custom derivative.
 
     Args:
         needed: shape [].

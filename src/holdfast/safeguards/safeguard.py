@@ -217,16 +217,17 @@ def _pull_back(operands):
     actions = SafeActionSet(source, x, known_safe)
     curved = any(each.curved for each in safeguard.maps)
     local = look_around(actions.rows, action, curved)
-    adjoint, start = None, 0
+    chosen, start = [], 0
     for each in safeguard.maps:
         stop = start + each.count(proposal.shape[0])
         index = jnp.clip(decision.choice - start, 0, stop - start - 1)
         part = each.adjoint(actions, local, proposal, action, index, decision.length, cotangent)
         mine = (decision.choice >= start) & (decision.choice < stop)
-        adjoint = (
-            part if adjoint is None else jax.tree.map(lambda a, b, mine=mine: jnp.where(mine, a, b), part, adjoint)
-        )
+        chosen.append((mine, part))
         start = stop
+    _, adjoint = chosen[0]
+    for mine, part in chosen[1:]:
+        adjoint = jax.tree.map(lambda a, b, mine=mine: jnp.where(mine, a, b), part, adjoint)
 
     def weighted(x):
         if not curved:

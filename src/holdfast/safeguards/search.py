@@ -50,10 +50,11 @@ def furthest_safe(
 ) -> Found:
     """Searches K segments at once, `evaluations` checks a line at most.
 
-    First the target, unless it is known to be unsafe; then the base; then regula falsi with the Illinois rule on the margin, bisection where a margin is -inf, until the bracket is shorter than
-    `resolution` of the segment. Every evaluation is the source's exact check of the very action that may be returned,
-    so nothing has to be verified afterwards. A base that fails its check does not end the search: the known safe action
-    often sits on the acceptance boundary, where rounding decides, with safe actions beside it.
+    First the target, unless it is known to be unsafe; then the base; then regula falsi with the Illinois rule on the
+    margin, bisection where a margin is -inf, until the bracket is shorter than `resolution` of the segment. Every
+    evaluation is the source's exact check of the very action that may be returned, so nothing has to be verified
+    afterwards. A base that fails its check does not end the search: the known safe action often sits on the acceptance
+    boundary, where rounding decides, with safe actions beside it.
 
     Args:
         source: checks.
