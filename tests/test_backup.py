@@ -162,6 +162,7 @@ def test_viability_kernel_in_closed_form_agrees_with_a_grid_program():
     axes = [jnp.linspace(a, b, k) for a, b, k in zip(lower, upper, shape)]
     grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     inputs = jnp.asarray([[a, r] for a in (-5.0, 0.0, 5.0) for r in (-1.0, 0.0, 1.0)])
+
     # Four steps with one input held are one step of the grid: a single one moves less than a cell.
     def hold(x, u):
         margin = jnp.min(TASK.safe_set.margin(x))
@@ -228,7 +229,9 @@ def test_committed_plans_stay_safe_where_looking_again_changes_its_mind():
 
     # The committed plan, with its acceptance margins, replayed by another program under one ulp of noise.
     accept = jax.jit(jax.vmap(source.init))
-    x = _boundary_states(lambda x: accept(x).certified, certified_states("smooth", 256)[0].astype(jnp.float32)[keep][out], far)
+    x = _boundary_states(
+        lambda x: accept(x).certified, certified_states("smooth", 256)[0].astype(jnp.float32)[keep][out], far
+    )
     state = accept(x)
     assert np.all(state.certified)
     again = jax.jit(jax.vmap(lambda s, x: source.fallback(x, s)))

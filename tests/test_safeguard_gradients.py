@@ -29,9 +29,7 @@ def _difference_table(name: str, backup: str):
         return answer.action, answer.status, jnp.argmin(guard.source.rows(x, answer.action)), answer.action @ c
 
     look = jax.jit(jax.vmap(look))
-    slope = jax.jit(
-        jax.vmap(jax.grad(lambda state, x, u, c: guard.step(state, x, u)[0].action @ c, argnums=(1, 2)))
-    )
+    slope = jax.jit(jax.vmap(jax.grad(lambda state, x, u, c: guard.step(state, x, u)[0].action @ c, argnums=(1, 2))))
     action, status, row, value = map(np.asarray, look(state, x, u, c))
     exact = np.concatenate(slope(state, x, u, c), axis=1).T
     errors = []
