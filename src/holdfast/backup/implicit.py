@@ -78,14 +78,14 @@ class ImplicitInvariantSet(eqx.Module):
         length = jnp.min(jnp.where(arrives, nodes, self.horizon))
         counts = (nodes <= length)[:, None]
         ok = jnp.all((slack >= 0) | ~counts) & jnp.all(jnp.isfinite(states) | ~counts)
-        ok = ok & jnp.all(jax.vmap(lambda state: self._bounded(state, acceptance))(states) | ~counts[:, 0])
+        ok = ok & jnp.all(jax.vmap(lambda state: self.bounded(state, acceptance))(states) | ~counts[:, 0])
         certified = ok & jnp.any(arrives)
         margin = jnp.minimum(jnp.min(jnp.where(counts, slack, jnp.inf)), jnp.max(base_slack))
         # A margin is a number to look at and to search a root of; a flow that broke has none.
         margin = jnp.where(jnp.isfinite(margin) & (certified | (margin < 0)), margin, -jnp.inf)
         return Plan(actions, length, jnp.zeros_like(length), margin, certified)
 
-    def _bounded(self, state: Float[Array, " n"], acceptance: AcceptanceMargins | None) -> Bool[Array, ""]:
+    def bounded(self, state: Float[Array, " n"], acceptance: AcceptanceMargins | None) -> Bool[Array, ""]:
         """Whether the acceptance margins were derived for this state: in their region, and on the system's manifold."""
         if acceptance is None or acceptance.region is None:
             return jnp.asarray(True)

@@ -48,4 +48,5 @@ class Plan(eqx.Module):
 
     def replayed(self) -> "Plan":
         """The plan after its present action was applied."""
-        return eqx.tree_at(lambda plan: plan.age, self, self.age + 1)
+        # Not beyond the end of the plan: an integer that counts for ever wraps around one day.
+        return eqx.tree_at(lambda plan: plan.age, self, jnp.minimum(self.age + 1, self.actions.shape[0]))

@@ -57,7 +57,7 @@ class BackupPolicy(eqx.Module):
 
     Attributes:
         base: base set and controller.
-        outside: any callable x [n] -> u [m] in the input box; None means the base controller everywhere (the analytic
+        outside: any callable x [n] -> u [m], clipped to the input box; None means the base controller everywhere (the analytic
             backup).
     """
 
@@ -68,4 +68,6 @@ class BackupPolicy(eqx.Module):
         inside = self.base.action(x)
         if self.outside is None:
             return inside
-        return jnp.where(self.base.contains(x), inside, self.outside(x))
+        # Clipped here, so that a plan is rolled out, certified and replayed with the very same actions.
+        outside = self.base.controller.input_box.clip(self.outside(x))
+        return jnp.where(self.base.contains(x), inside, outside)

@@ -67,7 +67,8 @@ def certify_base_set(
         max_boxes, max_seconds: budget of each search; spent means "not proved", never "safe".
 
     Returns: the certified base set. With a given `level` that is refuted or not proved the certificate says so
-        (`certificate.holds` is false) and the acceptance margins are infinite, so that no plan is ever accepted.
+        (`certificate.holds` is false). Whenever it does not hold, the acceptance margins are infinite, so that no plan is
+        ever accepted.
 
     Raises:
         NotProvable: if no level at all could be proved, or the equilibrium violates the safe set.
@@ -89,11 +90,12 @@ def certify_base_set(
         acceptance = acceptance_margins(base, safe_set, state_box, horizon)
         obligations += _rounding_obligations(base, safe_set, acceptance, invariance, horizon)
         margins = acceptance.margins
-    else:
+    proved = all(o.discharge not in ("not proved", "refuted") for o in obligations)
+    certificate = Certificate(subject, physics, (*obligations, *_standing_obligations(horizon, proved)))
+    if not certificate.holds:
         rows = safe_set.margin(system.equilibrium()[0]).shape[0]
         margins = AcceptanceMargins(np.full(rows, np.inf), np.inf)
-    obligations += _standing_obligations(horizon, proved)
-    return CertifiedBaseSet(base, margins, Certificate(subject, physics, tuple(obligations)))
+    return CertifiedBaseSet(base, margins, certificate)
 
 
 def _require_safe_equilibrium(base: BaseSet, safe_set: SuperlevelSet) -> None:
@@ -280,9 +282,9 @@ def _standing_obligations(horizon: int, proved: bool) -> list[Obligation]:
         ),
         Obligation(
             "every action",
-            f"Before an action is applied, the backup flow from the state it leads to was rolled out for up to {horizon} "
-            "steps, every margin was found larger than the acceptance margin, and the flow was found to arrive in the "
-            "base set.",
+            f"Before an action is accepted or corrected to, the backup flow from the state it leads to is rolled out for up "
+            f"to {horizon} steps: every margin must exceed the acceptance margin, and the flow must arrive in the base set. "
+            "Otherwise a plan that passed this check earlier is replayed.",
             "checked",
             "at run time, in the program that acts",
         ),
@@ -295,7 +297,7 @@ def _standing_obligations(horizon: int, proved: bool) -> list[Obligation]:
         Obligation(
             "arithmetic",
             "sin, cos, exp, tanh and the like are accurate to 4 ulp in XLA and in the C library; basic operations follow "
-            "IEEE 754.",
+            "IEEE 754, matrix products in the full precision of their type (set that on GPUs).",
             "assumed",
             "measured by others, tested here on samples",
         ),

@@ -67,8 +67,11 @@ def physics_of(task: Task) -> str:
         "error": (system.error, (x,)),
         "margin": (task.safe_set.margin, (x,)),
     }
-    boxes = [system.input_box, task.state_box]
-    return physics_hash(functions, [[box.lower, box.upper] for box in boxes])
+    e = jax.eval_shape(system.error, x)
+    functions |= {"lift": (system.lift, (e,)), "error_step": (system.error_step, (e, u))}
+    boxes = [[box.lower, box.upper] for box in (system.input_box, task.state_box)]
+    safety = [np.asarray(task.safety.state_cost), np.asarray(task.safety.input_cost), task.safety.horizon]
+    return physics_hash(functions, [boxes, safety, [np.asarray(v) for v in system.equilibrium()]])
 
 
 def certify_task(

@@ -202,11 +202,16 @@ class ShacTrainer(eqx.Module):
             episode_next, seen = step(task, self.guard, episode, proposed)
             if settings.placement == "environment":
                 # The learner's derivative passes the guard by; the plant got what the guard applied.
-                through = proposed + jax.lax.stop_gradient(seen.applied - proposed)
-                x_next = task.system.step(seen.x, through)
+                applied = _passing_by(proposed, seen.applied)
+                x_next = task.system.step(seen.x, applied)
+                reward = task.reward(seen.x, applied, x_next, episode.t, episode.context)
+                margin = task.safe_set.margin(x_next)
+                cost = 1.0 - jnp.all(margin >= 0).astype(x_next.dtype)
                 episode_next = eqx.tree_at(lambda e: e.x, episode_next, x_next)
                 seen = eqx.tree_at(
-                    lambda s: s.reward, seen, task.reward(seen.x, through, x_next, episode.t, episode.context)
+                    lambda s: (s.applied, s.x_next, s.reward, s.margin, s.cost),
+                    seen,
+                    (jax.lax.stop_gradient(seen.applied), x_next, reward, margin, cost),
                 )
             moved = jnp.sum(((proposed - seen.applied) / half) ** 2)
             shortfall = jax.nn.relu(settings.margin_target - seen.margin / typical)
@@ -312,6 +317,17 @@ class ShacTrainer(eqx.Module):
 
     def _critic_optimiser(self):
         return adam(self.settings.critic_rate, self.settings.updates * self.settings.critic_steps, clip=1.0)
+
+
+@jax.custom_jvp
+def _passing_by(proposed, applied):
+    """`applied`, bit for bit, with the derivative of `proposed`."""
+    return applied
+
+
+@_passing_by.defjvp
+def _passing_by_jvp(primals, tangents):
+    return primals[1], tangents[0]
 
 
 def _detach(tree):

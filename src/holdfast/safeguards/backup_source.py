@@ -1,5 +1,6 @@
 """Safe actions from the implicit invariant set of a backup policy, kept by commitment."""
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,7 +29,18 @@ class BackupSource(Source):
 
     def check(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Plan:
         successor = self.implicit_set.policy.base.system.step(x, u)
-        return self.implicit_set.plan(successor, self.acceptance)
+        plan = self.implicit_set.plan(successor, self.acceptance)
+        # The rounding of this very step is bounded only from where the acceptance margins were derived.
+        known = self.implicit_set.bounded(x, self.acceptance)
+        return eqx.tree_at(lambda plan: plan.certified, plan, plan.certified & known)
+
+    def standing(self, x: Float[Array, " n"], commitment: Plan) -> Plan:
+        """Revoked where the plan is over and the state is not seen inside the base set: by theorem that does not happen,
+        so it tells that the plant is not the model, or that the state could not be read until the plan ended."""
+        running = commitment.age < commitment.length
+        blind = ~jnp.all(jnp.isfinite(x)) & (commitment.age < commitment.actions.shape[0])
+        stands = running | blind | self.implicit_set.policy.base.contains(x)
+        return eqx.tree_at(lambda plan: plan.certified, commitment, commitment.certified & stands)
 
     def fallback(self, x: Float[Array, " n"], commitment: Plan) -> Float[Array, " m"]:
         policy = self.implicit_set.policy
@@ -40,7 +52,7 @@ class BackupSource(Source):
         unread = commitment.certified & (commitment.age < commitment.actions.shape[0])
         resting = jnp.asarray(policy.base.controller.equilibrium_input, action.dtype)
         blind = jnp.where(unread, commitment.next_action(), resting)
-        action = jnp.where(jnp.all(jnp.isfinite(action)), action, blind)
+        action = jnp.where(jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(action)), action, blind)
         return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, resting))
 
     def after_fallback(self, commitment: Plan) -> Plan:

@@ -119,6 +119,7 @@ def _decide(operands) -> _Decision:
     source = safeguard.source
     box = source.input_box
     finite_u, finite_x = jnp.all(jnp.isfinite(u)), jnp.all(jnp.isfinite(x))
+    state = source.standing(x, state)
     known_safe = source.fallback(x, state)
     inside = box.contains(u)
     proposal = jnp.where(inside, u, box.clip(jnp.where(finite_u, u, known_safe)))

@@ -53,6 +53,10 @@ class Source(eqx.Module):
     def fallback(self, x: Float[Array, " n"], commitment: Any) -> Float[Array, " m"]:
         """The action that keeps the commitment, shape [m]; admissible for any x, NaN included."""
 
+    def standing(self, x: Float[Array, " n"], commitment: Any) -> Any:
+        """The commitment as it stands at x: `certified` is revoked where it no longer covers x."""
+        return commitment
+
     @abc.abstractmethod
     def after_fallback(self, commitment: Any) -> Any:
         """The commitment after its own action was applied."""

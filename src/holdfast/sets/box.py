@@ -66,7 +66,8 @@ class Box(Set):
 
 def _inward(bound: np.ndarray, dtype, *, up: bool) -> Array:
     if not isinstance(bound, np.ndarray):
-        return jnp.asarray(bound, dtype)
+        # Traced (as by `equinox.filter_jit`), so perhaps rounded to the nearest number already: one step further in.
+        return jnp.nextafter(jnp.asarray(bound, dtype), jnp.asarray(jnp.inf if up else -jnp.inf, dtype))
     rounded = bound.astype(dtype)
     wrong = rounded < bound if up else rounded > bound
     moved = np.nextafter(rounded, np.asarray(np.inf if up else -np.inf, rounded.dtype))

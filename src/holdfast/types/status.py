@@ -43,12 +43,12 @@ _TEXT = {
         "Look for a diverged policy, a normalisation by zero, or an unscaled observation.",
     ),
     Status.bad_state: (
-        "The measured state held NaN or infinity; the committed plan was replayed blindly, which is safe for its N steps.",
+        "The measured state held NaN or infinity; the committed plan was replayed blindly, which is safe until it ends.",
         "Look at the sensor, the estimator or the simulator: the safeguard cannot certify what it cannot see.",
     ),
     Status.uncertified: (
-        "No plan has been committed yet: from this state neither the action nor the backup arrives safely.",
-        "Start inside the implicit invariant set (`ImplicitInvariantSet.contains`), or train a better backup policy.",
+        "No plan is committed, and none could be: neither the action nor a candidate was verified to arrive safely.",
+        "Start where `safeguard.init(x).certified` holds, or train a better backup policy; look at the model if it held before.",
     ),
     Status.unguarded: (
         "No safeguard is in the loop; the action was only clipped to the input box.",
