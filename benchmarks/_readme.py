@@ -81,7 +81,8 @@ def _speed():
     for mix, asked in (("accepting", 20), ("policy", 10), ("corrected", 3)):
         for name, times in found["forward"][mix]["safeguards"].items():
             ratio = times["ratio"]["published"]
-            cost = f"{ratio:.1f}x faster; {times['ratio']['tuned']:.1f}x than its QP stopped early ({times['mean_us']:.0f} us a state)"
+            early = times["ratio"]["tuned"]
+            cost = f"{ratio:.1f}x faster; {early:.1f}x than its QP stopped early ({times['mean_us']:.0f} us a state)"
             yield (
                 f"safeguard `{name}` against the published layer, batch, {words[mix]}",
                 "1",
