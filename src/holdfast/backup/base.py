@@ -92,8 +92,7 @@ def design_base_controller(
             f"(eigenvalues of A: {np.round(np.linalg.eigvals(A), 4)}). Drop coordinates that no input reaches in "
             "`error`/`lift`, choose another equilibrium, or give every unstable coordinate a positive state_cost"
         )
-    x_star, u_star = (np.asarray(v, np.float64) for v in system.equilibrium())
-    del x_star
+    u_star = np.asarray(system.equilibrium()[1], np.float64)
     box = system.input_box
     if not np.all((u_star > box.lower) & (u_star < box.upper)):
         raise ValueError(
