@@ -237,6 +237,7 @@ def _rounding_obligations(
     names = safe_set.names or [f"row {i}" for i in range(margins.path.shape[1])]
     path = {name: _first_middle_last(column) for name, column in zip(names, margins.path.T)}
     return [
+        *_spread_obligations(base),
         Obligation(
             "rounding along a plan",
             f"Two float32 programs that replay one plan of {horizon} steps, with one ulp of state noise a step, stay so "
@@ -261,9 +262,17 @@ def _rounding_obligations(
     ]
 
 
-def _spread_method(base: BaseSet) -> str:
+def _spread_obligations(base: BaseSet) -> list[Obligation]:
+    """What the rounding bounds take from the system's own word, where it declares how a step spreads distances."""
     spread = base.system.spread
-    return "interval Jacobians" if spread is None else f"declared bounds on the step's spread ({spread.shown_by})"
+    if spread is None:
+        return []
+    claim = "One step, and the error coordinates, spread distances between states by no more than the system declares."
+    return [Obligation("spread of a step", claim, "assumed", f"declared by the system: {spread.shown_by}")]
+
+
+def _spread_method(base: BaseSet) -> str:
+    return "interval Jacobians" if base.system.spread is None else "the declared spread of a step, granted above,"
 
 
 def _first_middle_last(values: np.ndarray) -> list[float]:
