@@ -126,10 +126,14 @@ def policy_trainer(task: Task, guard: Guard, config: TrainConfig) -> ShacTrainer
         window=config.window,
         discount=config.discount,
         actor_rate=config.actor_rate,
+        critic_steps=config.critic_steps,
         initial_std=config.initial_std,
         intervention_penalty=config.intervention_penalty,
         margin_penalty=config.margin_penalty,
         restart=config.restart,
+        practice=config.practice,
+        lost=config.lost,
+        gradient_limit=config.gradient_limit,
         placement=config.placement,
     )
     return ShacTrainer(task, guard, settings)

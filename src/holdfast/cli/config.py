@@ -1,14 +1,39 @@
 """What a training run is asked to do."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
+
+from holdfast.tasks import Task
+
+SafeguardName = Literal["all", "ray", "boundary_projection", "per_input", "none"]
+
+#: Settings of a task that has none of its own.
+_DEFAULTS: dict[str, Any] = {
+    "safeguard": "ray",
+    "gradient": "exact",
+    "backup_updates": 300,
+    "updates": 600,
+    "environments": 48,
+    "window": 16,
+    "discount": 0.95,
+    "actor_rate": 7e-3,
+    "critic_steps": 8,
+    "initial_std": 0.05,
+    "restart": 0.003,
+    "practice": 0.0,
+    "lost": float("inf"),
+    "gradient_limit": float("inf"),
+    "intervention_penalty": 0.1,
+    "margin_penalty": 0.0,
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `holdfast train`; the run keeps them in config.json.
+    """Settings of `holdfast train`; the run keeps them in config.json. What is None is the task's own (`Task.training`).
 
     Attributes:
         task: a task's name, or FILE.py:NAME for one of your own.
@@ -27,8 +52,12 @@ class TrainConfig:
         window: steps differentiated through.
         discount: of rewards.
         actor_rate: peak learning rate of the policy.
+        critic_steps: critic updates for each update of the policy.
         initial_std: exploration noise at the start, before the tanh.
         restart: probability of cutting a training episode short at each step, so that starts are not rare.
+        practice: share of training episodes that begin in the middle of the task.
+        lost: a training episode ends where a step costs more than this many times what doing nothing costs.
+        gradient_limit: longest derivative by a state that is passed back over a step.
         intervention_penalty: weight of the squared correction, in units of the input box's half-widths.
         margin_penalty: weight of small safe-set margins.
         episodes: evaluation episodes for each seed.
@@ -36,43 +65,60 @@ class TrainConfig:
 
     task: tyro.conf.Positional[str]
     algorithm: Literal["shac"] = "shac"
-    safeguard: Literal["all", "ray", "boundary_projection", "per_input", "none"] = "ray"
-    gradient: Literal["exact", "straight_through", "stopped"] = "exact"
+    safeguard: SafeguardName | None = None
+    gradient: Literal["exact", "straight_through", "stopped"] | None = None
     placement: Literal["policy", "environment"] = "policy"
     seed: int = 0
     seeds: int = 1
     level: float | None = None
     horizon: int | None = None
-    backup_updates: int = 300
-    updates: int = 600
-    environments: int = 48
-    window: int = 16
-    discount: float = 0.95
-    actor_rate: float = 7e-3
-    initial_std: float = 0.05
-    restart: float = 0.003
-    intervention_penalty: float = 0.1
-    margin_penalty: float = 0.0
+    backup_updates: int | None = None
+    updates: int | None = None
+    environments: int | None = None
+    window: int | None = None
+    discount: float | None = None
+    actor_rate: float | None = None
+    critic_steps: int | None = None
+    initial_std: float | None = None
+    restart: float | None = None
+    practice: float | None = None
+    lost: float | None = None
+    gradient_limit: float | None = None
+    intervention_penalty: float | None = None
+    margin_penalty: float | None = None
     episodes: int = 1000
 
     def __post_init__(self):
-        counts = ("seeds", "backup_updates", "updates", "environments", "window", "episodes")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; give a whole number >= 1")
-        if not 0 < self.discount < 1:
-            raise ValueError(f"discount = {self.discount}; give a number between 0 and 1")
-        for name in ("actor_rate", "initial_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}; give a number > 0")
+        for name in ("seeds", "backup_updates", "updates", "environments", "window", "critic_steps", "episodes"):
+            self._require(name, lambda value: value >= 1, "give a whole number >= 1")
+        self._require("discount", lambda value: 0 < value < 1, "give a number between 0 and 1")
+        for name in ("actor_rate", "initial_std", "lost", "gradient_limit"):
+            self._require(name, lambda value: value > 0, "give a number > 0")
         for name in ("intervention_penalty", "margin_penalty", "restart"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}; give a number >= 0")
-        if self.restart > 1:
-            raise ValueError(f"restart = {self.restart}; give a probability from 0 to 1")
-        if not 0 <= self.seed <= 2**32 - self.seeds:
-            raise ValueError(f"seed = {self.seed}; give a whole number from 0 to 2^32 - {self.seeds}")
-        if self.level is not None and not 0 < self.level < float("inf"):
-            raise ValueError(f"level = {self.level}; give a finite number > 0")
-        if self.horizon is not None and self.horizon < 1:
-            raise ValueError(f"horizon = {self.horizon}; give a whole number of steps >= 1")
+            self._require(name, lambda value: value >= 0, "give a number >= 0")
+        for name in ("restart", "practice"):
+            self._require(name, lambda value: 0 <= value <= 1, "give a probability from 0 to 1")
+        self._require(
+            "seed", lambda v: 0 <= v <= 2**32 - self.seeds, f"give a whole number from 0 to 2^32 - {self.seeds}"
+        )
+        self._require("level", lambda value: 0 < value < float("inf"), "give a finite number > 0")
+        self._require("horizon", lambda value: value >= 1, "give a whole number of steps >= 1")
+
+    def _require(self, name: str, holds, remedy: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"{name} = {value}; {remedy}")
+
+    def for_task(self, task: Task) -> "TrainConfig":
+        """The same with every setting that was not given filled in: from `task.training`, else the library's default.
+
+        Raises:
+            ValueError: if `task.training` has a name that is no setting, or a value that is none.
+        """
+        unknown = sorted(set(task.training) - set(_DEFAULTS))
+        if unknown:
+            raise ValueError(
+                f"{type(task).__name__}.training has {', '.join(map(repr, unknown))}; the settings are: {', '.join(_DEFAULTS)}"
+            )
+        settings = _DEFAULTS | task.training
+        return dataclasses.replace(self, **{k: v for k, v in settings.items() if getattr(self, k) is None})

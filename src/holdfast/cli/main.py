@@ -75,7 +75,7 @@ class Train:
 
     def run(self) -> dict[str, Any]:
         clock = CompileClock()
-        load_task(self.config.task)
+        task = load_task(self.config.task)
         name = self.config.task.rpartition(":")[2] or self.config.task
         out = self.out or Path("runs") / name
         if self.resume:
@@ -84,7 +84,8 @@ class Train:
             if config != self.config:
                 _refuse_other_settings(config, self.config)
         else:
-            run, config = RunDirectory.create(out, self.config, suffix=self.out is None), self.config
+            config = self.config.for_task(task)
+            run = RunDirectory.create(out, config, suffix=self.out is None)
         again = f"holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume"
         with ProgressBars(self.json) as bars:
             bars.say(f"run directory: {run.path}")

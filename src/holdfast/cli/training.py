@@ -96,6 +96,7 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
             written before the base set is proved.
     """
     task, watch = load_task(config.task), Stopwatch()
+    config = config.for_task(task)
     certificate = kept_certificate(run, task) if resume else None
     with watch("verify"):
         progress("verify", 0, 1, {})
@@ -209,6 +210,7 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
         CheckpointMismatch: if the checkpoint is of another task, other physics or other settings.
     """
     task = load_task(config.task)
+    config = config.for_task(task)
     again = f"go on with `holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume`"
     certificate = kept_certificate(run, task)
     at = _position(run)

@@ -36,10 +36,13 @@ class Network(eqx.Module):
 
 
 class TanhGaussian(eqx.Module):
-    """A stochastic policy: tanh of a Gaussian, scaled to the input box. Called, it is its own deterministic mean.
+    """A stochastic policy: tanh of a Gaussian about a nominal input, scaled to the input box.
+
+    With a network that says zero it is the nominal input. The middle of the box would be no good start: for a quadrotor
+    it is twice its weight. Called without noise, it is its own deterministic mean.
 
     Attributes:
-        network: normalised observation [o] -> mean before the tanh [m].
+        network: normalised observation [o] -> mean before the tanh [m], on top of the nominal input's.
         log_std: state-independent, shape [m].
         input_box: outputs are centre + half_width * tanh(.).
     """
@@ -48,15 +51,14 @@ class TanhGaussian(eqx.Module):
     log_std: Float[Array, " m"]
     input_box: Box
 
-    def __call__(self, observation: Float[Array, " o"]) -> Float[Array, " m"]:
-        return self._squash(self.network(observation))
-
-    def sample(self, observation: Float[Array, " o"], noise: Float[Array, " m"]) -> Float[Array, " m"]:
+    def __call__(
+        self, observation: Float[Array, " o"], nominal: Float[Array, " m"], noise: Float[Array, " m"] | None = None
+    ) -> Float[Array, " m"]:
         """The action for standard normal noise [m], reparametrised so that gradients flow through the noise."""
-        return self._squash(self.network(observation) + jnp.exp(self.log_std) * noise)
-
-    def _squash(self, raw):
-        centre = jnp.asarray(self.input_box.centre, raw.dtype)
-        half = jnp.asarray(self.input_box.half_widths, raw.dtype)
+        centre = jnp.asarray(self.input_box.centre, observation.dtype)
+        half = jnp.asarray(self.input_box.half_widths, observation.dtype)
+        # Not closer to the edges of the box than this: the tanh would let no derivative through.
+        raw = jnp.arctanh(jnp.clip((nominal - centre) / half, -0.95, 0.95)) + self.network(observation)
+        raw = raw if noise is None else raw + jnp.exp(self.log_std) * noise
         # The clip only takes back rounding of centre + half, so that every proposal is admissible.
         return self.input_box.clip(centre + half * jnp.tanh(raw))

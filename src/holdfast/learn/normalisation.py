@@ -38,15 +38,17 @@ class RunningNormaliser(eqx.Module):
 
 
 class NormalisedPolicy(eqx.Module):
-    """A policy on raw observations: normalise, then ask.
+    """A policy on raw observations: normalise, then ask for a correction of the nominal input.
 
     Attributes:
         normaliser: fixed once training ends.
-        policy: on normalised observations.
+        policy: normalised observation [o], nominal input [m] -> action [m].
+        nominal: observation [o] -> input [m] that the policy corrects (`Task.nominal`).
     """
 
     normaliser: RunningNormaliser
-    policy: Callable[[Float[Array, " o"]], Float[Array, " m"]]
+    policy: Callable[[Float[Array, " o"], Float[Array, " m"]], Float[Array, " m"]]
+    nominal: Callable[[Float[Array, " o"]], Float[Array, " m"]]
 
     def __call__(self, observation: Float[Array, " o"]) -> Float[Array, " m"]:
-        return self.policy(self.normaliser(observation))
+        return self.policy(self.normaliser(observation), self.nominal(observation))

@@ -3,6 +3,7 @@
 JAX arrays are what is learned; NumPy arrays and Python numbers are the problem (physics, bounds, weights) and never move.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,3 +47,24 @@ def descend(optimiser: optax.GradientTransformation, gradient, optimiser_state, 
     stepped = jax.tree.map(keep, optax.apply_updates(arrays, updates), arrays)
     moved = jax.tree.map(keep, moved, optimiser_state)
     return eqx.combine(stepped, rest), moved, (~finite).astype(jnp.int32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def limit_cotangent(x: jax.Array, limit: float) -> jax.Array:
+    """x, shape [n]; in the backward pass a cotangent longer than `limit` is shortened to it."""
+    return x
+
+
+def _limit_forward(x, limit):
+    return x, None
+
+
+def _limit_backward(limit, _, cotangent):
+    # The square of a large cotangent must not overflow: measured in units of its largest entry.
+    largest = jnp.max(jnp.abs(cotangent))
+    unit = jnp.where(largest > 0, largest, 1.0)
+    length = unit * jnp.sqrt(jnp.sum((cotangent / unit) ** 2))
+    return (cotangent * (limit / jnp.maximum(length, limit)),)
+
+
+limit_cotangent.defvjp(_limit_forward, _limit_backward)

@@ -1,5 +1,6 @@
 """SHAC: short-horizon actor-critic through the differentiable simulator, with a guard in the loop."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from holdfast.learn.advantage import td_lambda
 from holdfast.learn.networks import Network, TanhGaussian
 from holdfast.learn.normalisation import NormalisedPolicy, RunningNormaliser
-from holdfast.learn.optimise import adam, descend, start, value_and_gradient
+from holdfast.learn.optimise import adam, descend, limit_cotangent, start, value_and_gradient
 from holdfast.tasks import Episode, Task, reset, step
 from holdfast.types import Guard, Status
 
@@ -34,6 +35,11 @@ class ShacSettings(eqx.Module):
         margin_penalty, margin_target: weight of [margin_target - h_i(x)/h_i(x*)]_+^2, summed over constraints.
         restart: probability with which an episode is cut and started anew at each step (a truncation: the value of its
             state still counts), so that starts are not rare where episodes are long.
+        practice: probability with which a training episode begins at the task's `sample_practice` instead of a start.
+        lost: an episode ends in training where a step costs more than `lost` times what doing nothing costs, charged as
+            if the rest of it cost as much: there is little to learn from what follows, and much noise.
+        gradient_limit: longest derivative of the objective by an episode's state that is passed back over a step (in the
+            objective's units over the state's): over long windows, a few chaotic episodes drown all others.
         placement: "policy" differentiates through the guard, "environment" sees only what it did.
     """
 
@@ -52,6 +58,9 @@ class ShacSettings(eqx.Module):
     margin_penalty: float = eqx.field(static=True, default=0.0)
     margin_target: float = eqx.field(static=True, default=0.02)
     restart: float = eqx.field(static=True, default=0.01)
+    practice: float = eqx.field(static=True, default=0.0)
+    lost: float = eqx.field(static=True, default=float("inf"))
+    gradient_limit: float = eqx.field(static=True, default=float("inf"))
     placement: Placement = eqx.field(static=True, default="policy")
 
 
@@ -70,8 +79,9 @@ class Safety(eqx.Module):
 
 
 class ShacState(eqx.Module):
-    """Everything a resumed run needs."""
+    """Everything a resumed run needs; `nominal` is the task's."""
 
+    nominal: Callable[[Float[Array, " o"]], Float[Array, " m"]]
     actor: TanhGaussian
     critic: Network
     target: Network
@@ -89,7 +99,7 @@ class ShacState(eqx.Module):
     @property
     def policy(self) -> NormalisedPolicy:
         """The deterministic policy on raw observations."""
-        return NormalisedPolicy(self.normaliser, self.actor)
+        return NormalisedPolicy(self.normaliser, self.actor, self.nominal)
 
 
 class ShacTrainer(eqx.Module):
@@ -112,22 +122,24 @@ class ShacTrainer(eqx.Module):
     def init(self, key: Key[Array, ""]) -> ShacState:
         task, settings = self.task, self.settings
         o, m = task.observation_size, task.system.input_size
-        actor_key, critic_key, episode_key, time_key, key = jax.random.split(key, 5)
+        actor_key, critic_key, episode_key, unit_key, key = jax.random.split(key, 5)
+        idle = jnp.asarray(task.system.equilibrium()[1], jnp.float32)
         network = Network.initialise(actor_key, (o, *settings.hidden, m))
         log_std = jnp.full(m, jnp.log(settings.initial_std))
         actor = TanhGaussian(network, log_std, task.system.input_box)
         critic = Network.initialise(critic_key, (o, *settings.hidden, 1), last_gain=0.1)
         count = settings.environments
-        episodes = jax.vmap(lambda k: reset(task, self.guard, k))(jax.random.split(episode_key, count))
-        # Episodes start at different times, so that a window holds every phase of the task.
-        times = jax.random.randint(time_key, (count,), 0, task.episode_steps)
-        episodes = eqx.tree_at(lambda e: e.t, episodes, times)
+        # All begin in practice, at different times, so that a window holds every phase of the task.
+        episodes = jax.vmap(lambda k: self._begin(k, 1.0))(jax.random.split(episode_key, count))
         zeros = jnp.zeros((), jnp.int32)
         safety = Safety(zeros, zeros, zeros, jnp.zeros(len(Status), jnp.int32), zeros, jnp.asarray(jnp.inf))
-        # A unit in which rewards are of order one: what doing nothing costs, at the start of the episodes.
-        idle = jnp.asarray(task.system.equilibrium()[1], jnp.float32)
-        rewards = jax.vmap(lambda e: task.reward(e.x, idle, task.system.step(e.x, idle), e.t, e.context))(episodes)
+        # A unit in which rewards are of order one: what doing nothing costs at a start, whatever time it is.
+        starts = jax.vmap(task.sample_start)(jax.random.split(unit_key, count))
+        times = jax.random.randint(unit_key, (count,), 0, task.episode_steps)
+        rewards = jax.vmap(lambda x, t, c: task.reward(x, idle, task.system.step(x, idle), t, c))
+        unit = jnp.mean(jnp.abs(rewards(starts, times, episodes.context)))
         return ShacState(
+            task.nominal,
             actor,
             critic,
             critic,
@@ -135,9 +147,9 @@ class ShacTrainer(eqx.Module):
             start(self._actor_optimiser(), actor),
             start(self._critic_optimiser(), critic),
             episodes,
-            jnp.zeros(count),
+            _return_from(episodes),
             jnp.full(count, jnp.nan),
-            1.0 / (jnp.mean(jnp.abs(rewards)) + 1e-6),
+            1.0 / (unit + 1e-6),
             safety,
             key,
             zeros,
@@ -158,6 +170,7 @@ class ShacTrainer(eqx.Module):
         safety = _count(state.safety, window)
         o = window["observation"].shape[-1]
         following = ShacState(
+            state.nominal,
             actor,
             critic,
             target,
@@ -179,6 +192,7 @@ class ShacTrainer(eqx.Module):
             "violations": jnp.sum(window["cost"] > 0),
             "interventions": jnp.sum(_intervened(window["status"])) / size,
             "fallbacks": jnp.sum(window["status"] == Status.fell_back) / size,
+            "lost": jnp.sum(window["lost"]) / size,
             "uncertified": jnp.sum(window["status"] == Status.uncertified) / size,
             "worst_margin": jnp.min(window["margin"]),
             "critic_loss": critic_loss,
@@ -198,8 +212,8 @@ class ShacTrainer(eqx.Module):
 
         def one(episode, running, last, discount, noise, key):
             observation = self._observe(episode)
-            proposed = actor.sample(state.normaliser(observation), noise)
-            episode_next, seen = step(task, self.guard, episode, proposed)
+            proposed = actor(state.normaliser(observation), task.nominal(observation), noise)
+            episode_next, seen = step(task, self.guard, self._limited(episode), proposed)
             if settings.placement == "environment":
                 # The learner's derivative passes the guard by; the plant got what the guard applied.
                 applied = _passing_by(proposed, seen.applied)
@@ -219,13 +233,18 @@ class ShacTrainer(eqx.Module):
             shaped = shaped - settings.intervention_penalty * moved - settings.margin_penalty * jnp.sum(shortfall**2)
             cut = jax.random.bernoulli(key, settings.restart)
             whole = seen.terminated | seen.truncated | seen.diverged
-            ended = whole | cut
+            lost = seen.reward * state.reward_scale < -settings.lost
+            ended = whole | cut | lost
             next_observation = self._observe(episode_next)
-            value = jnp.where(seen.terminated, 0.0, self._value(state.target, state.normaliser(next_observation)))
+            value = self._value(state.target, state.normaliser(next_observation))
+            # A lost episode is charged its last reward for the rest of its time.
+            left = task.episode_steps - episode.t - 1 if task.finite else jnp.inf
+            rest = jnp.minimum(left, 1 / (1 - settings.discount))
+            value = jnp.where(lost, seen.reward * state.reward_scale * rest, value)
+            value = jnp.where(seen.terminated, 0.0, value)
             running = running + jax.lax.stop_gradient(seen.reward)
-            # Only whole episodes have a return to report.
-            last = jnp.where(whole, running, last)
-            running = jnp.where(ended, 0.0, running)
+            # Only whole episodes have a return to report; it is NaN for those that began in practice.
+            last = jnp.where(whole & ~jnp.isnan(running), running, last)
             record = {
                 "observation": observation,
                 "next_observation": next_observation,
@@ -234,6 +253,7 @@ class ShacTrainer(eqx.Module):
                 "cost": seen.cost,
                 "margin": jnp.min(seen.margin),
                 "status": seen.guard.status,
+                "lost": lost,
                 "terminated": seen.terminated,
                 "ended": ended,
                 "value": value,
@@ -243,21 +263,27 @@ class ShacTrainer(eqx.Module):
             discount = jnp.where(ended, 1.0, discount * settings.discount)
             return episode_next, running, last, discount, gain, record
 
+        # A commitment costs a whole rollout of the backup: one batch a window, for whoever ends in it.
+        begin_key, cut_key = jax.random.split(key)
+        begin_keys = jax.random.split(begin_key, settings.environments)
+        fresh = _detach(jax.vmap(lambda k: self._begin(k, settings.practice))(begin_keys))
+        uncertified = ~jax.vmap(_certified)(fresh.guard)
+
         def advance(carry, inputs):
             episodes, running, last, discount = carry
             noise, key = inputs
-            cut_keys, start_keys = jax.random.split(key, (2, settings.environments))
-            episodes, *carry, gain, record = jax.vmap(one)(episodes, running, last, discount, noise, cut_keys)
+            cut_keys = jax.random.split(key, settings.environments)
+            episodes, running, *carry, gain, record = jax.vmap(one)(episodes, running, last, discount, noise, cut_keys)
             ended = record["ended"]
-            # A new commitment costs a whole rollout of the backup: only where some episode ended.
-            episodes, uncertified = jax.lax.cond(
-                jnp.any(ended),
-                lambda: self._restart(episodes, ended, start_keys),
-                lambda: (episodes, jnp.zeros_like(ended)),
-            )
-            return (episodes, *carry), (gain, record | {"uncertified_start": uncertified})
 
-        keys = jax.random.split(key, settings.window)
+            def renew(new, old):
+                return jnp.where(ended.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+            episodes = jax.tree.map(renew, fresh, episodes)
+            running = jnp.where(ended, _return_from(fresh), running)
+            return (episodes, running, *carry), (gain, record | {"uncertified_start": ended & uncertified})
+
+        keys = jax.random.split(cut_key, settings.window)
         carry = (state.episodes, state.returns, state.last_returns, jnp.ones(settings.environments))
         (episodes, running, last, discount), (gains, window) = jax.lax.scan(advance, carry, (noise, keys))
         final = jax.vmap(lambda e: self._value(state.target, state.normaliser(self._observe(e))))(episodes)
@@ -268,15 +294,22 @@ class ShacTrainer(eqx.Module):
         window |= {"episodes": _detach(episodes), "returns": running, "last_returns": last}
         return -objective, window
 
-    def _restart(self, episodes: Episode, ended, keys):
-        """Episodes with those that ended replaced by new ones, and which of the new starts are not certified."""
+    def _begin(self, key, practice: float) -> Episode:
+        """A new episode: with probability `practice`, and where the guard answers for it, one of the task's practice."""
+        task, guard = self.task, self.guard
+        start_key, where_key, whether_key = jax.random.split(key, 3)
+        episode = reset(task, guard, start_key)
+        if practice == 0:
+            return episode
+        x, t = task.sample_practice(where_key)
+        trial = Episode(x.astype(episode.x.dtype), t, episode.context, guard.init(x.astype(episode.x.dtype)))
+        chosen = jax.random.bernoulli(whether_key, practice) & _certified(trial.guard)
+        return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), trial, episode)
 
-        def one(episode, ended, key):
-            fresh = reset(self.task, self.guard, key)
-            return jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, episode), _certified(fresh.guard)
-
-        episodes, certified = jax.vmap(one)(episodes, ended, keys)
-        return episodes, ended & ~certified
+    def _limited(self, episode: Episode) -> Episode:
+        if self.settings.gradient_limit == float("inf"):
+            return episode
+        return eqx.tree_at(lambda e: e.x, episode, limit_cotangent(episode.x, self.settings.gradient_limit))
 
     def _value(self, critic: Network, observation):
         # Values are sums of about 1 / (1 - gamma) rewards of order one.
@@ -332,6 +365,11 @@ def _passing_by_jvp(primals, tangents):
 
 def _detach(tree):
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+def _return_from(episodes: Episode) -> Array:
+    """What episodes have earned when they begin: nothing, or NaN where they begin in the middle."""
+    return jnp.where(episodes.t == 0, 0.0, jnp.nan)
 
 
 def _certified(guard_state) -> Array:

@@ -40,7 +40,11 @@ class Task(eqx.Module):
             unless `sample_state` says otherwise.
         safety: settings of base controller and backup horizon.
         name: as on the command line.
-        episode_steps: length of an episode; its end is a truncation.
+        episode_steps: length of an episode.
+        finite: whether the task is over then (a termination: a manoeuvre that was flown), rather than merely watched no
+            longer (a truncation, whose value still counts).
+        training: settings of training that suit this task better than the library's defaults, by the names that
+            `holdfast train` gives them.
         metric_units: metric name -> unit.
         published: metric name -> published value to compare with, if there is one.
     """
@@ -51,6 +55,8 @@ class Task(eqx.Module):
     safety: eqx.AbstractVar[SafetySettings]
     name: eqx.AbstractClassVar[str]
     episode_steps: eqx.AbstractClassVar[int]
+    finite: ClassVar[bool] = False
+    training: ClassVar[dict[str, Any]] = {}
     metric_units: ClassVar[dict[str, str]] = {}
     published: ClassVar[dict[str, float]] = {}
 
@@ -81,9 +87,20 @@ class Task(eqx.Module):
         """What a policy sees, shape [o]: the state and the reference by default."""
         return jnp.concatenate([x, self.reference(t, context).astype(x.dtype)])
 
+    def nominal(self, observation: Float[Array, " o"]) -> Float[Array, " m"]:
+        """The input that a policy starts from and learns to correct, shape [m]: the equilibrium's by default. Override
+        where it is known what input the reference needs (a feed-forward); it need be neither safe nor stable."""
+        return self.system.equilibrium()[1].astype(observation.dtype)
+
     def sample_state(self, key: Key[Array, ""]) -> Float[Array, " n"]:
         """A state from the region where the backup must work, shape [n]: uniform over `state_box` by default."""
         return self.state_box.sample(key)
+
+    def sample_practice(self, key: Key[Array, ""]) -> tuple[Float[Array, " n"], Int[Array, ""]]:
+        """Where a training episode may begin besides a start: a state [n] and its time step, by default a start at any
+        time. Override where a policy should meet the later parts of an episode before it can reach them."""
+        start, when = jax.random.split(key)
+        return self.sample_start(start), jax.random.randint(when, (), 0, self.episode_steps)
 
     def metrics(self, states: Float[Array, "T1 n"], context: Any) -> dict[str, Float[Array, ""]]:
         """Tracking metrics of one episode from its states x_0..x_T, by name; none by default."""

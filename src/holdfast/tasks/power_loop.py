@@ -44,6 +44,7 @@ class PowerLoop(Task):
 
     name: ClassVar = "power-loop"
     episode_steps: ClassVar = STEPS
+    finite: ClassVar = True
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s", "att_rmse": "rad"}
     published: ClassVar = {"p_rmse": 0.60, "v_rmse": 0.96, "att_rmse": 0.45}
     #: Largest speed along each axis for which the backup is trained and measured, m/s.
@@ -74,6 +75,14 @@ class PowerLoop(Task):
         q = quaternion.normalise(jax.random.normal(attitude, (4,)))
         return jnp.concatenate([jnp.zeros(2, z.dtype), z, v, q])
 
+    def sample_practice(self, key):
+        """The reference at any time, up to 0.1 m off in each coordinate and under the ceiling."""
+        when, where = jax.random.split(key)
+        t = jax.random.randint(when, (), 0, STEPS)
+        offset = 0.1 * jax.random.uniform(where, (3,), minval=-1.0, maxval=1.0)
+        x = jnp.asarray(self._states, offset.dtype)[t].at[:3].add(offset)
+        return x.at[2].min(CEILING - 0.05), t
+
     def reference(self, t, context):
         return jnp.asarray(self._states)[jnp.clip(t, 0, STEPS - 1)]
 
@@ -84,8 +93,17 @@ class PowerLoop(Task):
     def observe(self, x, t, context):
         progress = t / (STEPS - 1)
         clock = jnp.stack([t * self.system.dt, jnp.sin(2 * np.pi * progress), jnp.cos(2 * np.pi * progress)])
-        tail = jnp.concatenate([self.reference(t, context), self.reference_rates(t), clock])
-        return jnp.concatenate([x, tail.astype(x.dtype)])
+        wanted = self.reference(t, context).astype(x.dtype)
+        gap = jnp.concatenate([wanted[:6] - x[:6], attitude_error(wanted[6:], x[6:])])
+        tail = jnp.concatenate([self.reference_rates(t), clock])
+        return jnp.concatenate([x, wanted, tail.astype(x.dtype), gap])
+
+    def nominal(self, observation):
+        """The inputs of the reference itself: thrust for its acceleration, towards the loop's centre, and its rates."""
+        x, z = observation[10], observation[12]
+        square = (SPEED / RADIUS) ** 2
+        thrust = jnp.hypot(square * x, self.system.gravity - square * (z - CENTRE))
+        return jnp.concatenate([thrust[None], observation[20:23]])
 
     def reward(self, x, u, x_next, t, context):
         wanted = self.reference(t + 1, context).astype(x.dtype)

@@ -35,6 +35,7 @@ def step(task: Task, guard: Guard, episode: Episode, u: Float[Array, " m"]) -> t
     x, t, context = episode.x, episode.t, episode.context
     x_next = task.system.step(x, answer.action)
     margin = task.safe_set.margin(x_next)
+    over = t + 1 >= task.episode_steps
     transition = Transition(
         x=x,
         x_next=x_next,
@@ -46,8 +47,8 @@ def step(task: Task, guard: Guard, episode: Episode, u: Float[Array, " m"]) -> t
         cost=1.0 - jnp.all(margin >= 0).astype(x.dtype),
         margin=margin,
         guard=answer,
-        terminated=jnp.asarray(False),
-        truncated=t + 1 >= task.episode_steps,
+        terminated=over & task.finite,
+        truncated=over & (not task.finite),
         diverged=~jnp.all(jnp.isfinite(x_next)),
     )
     return Episode(x_next, t + 1, context, guard_state), transition
