@@ -24,7 +24,7 @@ class CartPoleTrack(Task):
     name: ClassVar = "cart-pole"
     episode_steps: ClassVar = 400
     metric_units: ClassVar = {"x_rmse": "m", "theta_rmse": "rad"}
-    training: ClassVar = {"backup_updates": 200, "updates": 200}
+    training: ClassVar = {"backup_updates": 150, "updates": 400, "window": 32, "discount": 0.98, "actor_rate": 2e-3}
     amplitude: ClassVar = 1.3
     period: ClassVar = 8.0
     #: Half-widths of the box from which the backup is trained and measured; plans may go faster.
@@ -38,7 +38,7 @@ class CartPoleTrack(Task):
         default_factory=lambda: Box([-TRACK, -LEAN, -TOP_SPEED, -TOP_RATE], [TRACK, LEAN, TOP_SPEED, TOP_RATE])
     )
     safety: SafetySettings = eqx.field(
-        default_factory=lambda: SafetySettings(state_cost=(1.0, 1.0, 0.1, 0.1), input_cost=(0.01,), horizon=60)
+        default_factory=lambda: SafetySettings(state_cost=(1.0, 3.7, 0.2, 0.8), input_cost=(0.062,), horizon=60)
     )
 
     def sample_start(self, key):

@@ -19,13 +19,13 @@ TOP_SPEED = 2.5
 
 
 class DoubleIntegratorRoom(Task):
-    """|x|, |y| <= 1 m for a point with bounded acceleration whose reference is a circle of radius 1.25 m."""
+    """|x|, |y| <= 1 m for a point with bounded acceleration whose reference is a circle of radius 1.15 m."""
 
     name: ClassVar = "double-integrator"
     episode_steps: ClassVar = 200
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s"}
     training: ClassVar = {"backup_updates": 150, "updates": 200}
-    radius: ClassVar = 1.25
+    radius: ClassVar = 1.15
     period: ClassVar = 10.0
 
     system: DoubleIntegrator = eqx.field(default_factory=DoubleIntegrator)
