@@ -68,13 +68,16 @@ class CartPoleTrack(Task):
         def tips(f):
             return np.stack([f[:, 0] + length * np.sin(f[:, 1]), length * np.cos(f[:, 1])], axis=1)
 
+        def path(f, role):
+            return Polyline(tips(f), role)
+
         middle, width, height = (bottom + top) / 2, right - TRACK, top - bottom
         shapes = tuple(Rectangle((side * (right + TRACK) / 2, middle), (width, height), "unsafe") for side in (-1, 1))
         shapes += tuple(Polyline(np.array([[x, bottom], [x, top]]), "limit") for x in (-TRACK, TRACK))
         shapes += (Polyline(np.array([[left, -0.1], [right, -0.1]]), "scenery"),)
         wanted = self.amplitude * np.sin(2 * np.pi / self.period * self.system.dt * t)
         shapes += (Circle((wanted, 0.0), 0.05, "reference"),)
-        shapes += tuple(Polyline(tips(f), role) for role, f in futures.items())
+        shapes += tuple(path(f, role) for role, f in futures.items())
         x = float(states[t, 0])
         shapes += (
             Rectangle((x, 0.0), (0.4, 0.2), "body"),

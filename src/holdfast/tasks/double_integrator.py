@@ -75,6 +75,10 @@ class DoubleIntegratorRoom(Task):
     def scene(self, states, t, context, futures):
         """Seen from above."""
         edge = 1.5
+
+        def path(f, role):
+            return Polyline(f[:, :2], role)
+
         corners = np.array([[-ROOM, -ROOM], [ROOM, -ROOM], [ROOM, ROOM], [-ROOM, ROOM], [-ROOM, -ROOM]])
         middle, width = (edge + ROOM) / 2, edge - ROOM
         shapes = tuple(Rectangle((side * middle, 0.0), (width, 2 * edge), "unsafe") for side in (-1, 1))
@@ -82,8 +86,8 @@ class DoubleIntegratorRoom(Task):
         angle = np.linspace(0, 2 * np.pi, 121)
         circle = self.radius * np.stack([np.sin(angle), np.cos(angle)], axis=1)
         phase = 2 * np.pi / self.period * self.system.dt * t
-        shapes += (Polyline(corners, "limit"), Polyline(circle, "reference"), Polyline(states[: t + 1, :2], "trail"))
+        shapes += (Polyline(corners, "limit"), Polyline(circle, "reference"), path(states[: t + 1], "trail"))
         shapes += (Circle((self.radius * np.sin(phase), self.radius * np.cos(phase)), 0.04, "reference"),)
-        shapes += tuple(Polyline(f[:, :2], role) for role, f in futures.items())
+        shapes += tuple(path(f, role) for role, f in futures.items())
         shapes += (Circle((float(states[t, 0]), float(states[t, 1])), 0.06, "body"),)
         return Scene(shapes, (-edge, edge, -edge, edge), ("x (m)", "y (m)"))

@@ -60,6 +60,9 @@ class PendulumSwing(Task):
         def rod(theta, role):
             return Polyline(np.stack([np.zeros(2), tips(theta)]), role)
 
+        def path(f, role):
+            return Polyline(tips(f[:, 0]), role)
+
         stops = tuple(rod(side * LIMIT, "limit") for side in (-1, 1))
         beyond = np.linspace(LIMIT, np.pi / 2, 24)
         unsafe = tuple(
@@ -67,7 +70,7 @@ class PendulumSwing(Task):
         )
         wanted = self.amplitude * np.sin(2 * np.pi / self.period * self.system.dt * t)
         shapes = (*unsafe, *stops, rod(wanted, "reference"))
-        shapes += tuple(Polyline(tips(f[:, 0]), role) for role, f in futures.items())
+        shapes += tuple(path(f, role) for role, f in futures.items())
         tip = tips(float(states[t, 0]))
         shapes += (rod(float(states[t, 0]), "body"), Circle((float(tip[0]), float(tip[1])), 0.05 * length, "body"))
         window = (-1.6 * length, 1.6 * length, -0.1 * length, 1.15 * length)

@@ -11,7 +11,7 @@ from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import PlanarQuadrotor
 from holdfast.tasks.base import SafetySettings, Task
 from holdfast.tasks.limits import limits
-from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
+from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene, quadrotor_from_the_side
 from holdfast.tasks.tracking import tracking_rmse
 
 WALL, CEILING = 2.0, 2.0
@@ -27,7 +27,7 @@ class PlanarQuadrotorRoom(Task):
     name: ClassVar = "planar-quadrotor"
     episode_steps: ClassVar = 400
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s"}
-    training: ClassVar = {"backup_updates": 300, "updates": 300}
+    training: ClassVar = {"backup_updates": 250, "updates": 400, "window": 32, "discount": 0.98, "actor_rate": 3e-3}
     amplitude: ClassVar = (2.3, 1.2)
     period: ClassVar = 8.0
     #: Half-widths of the box from which the backup is trained and measured, about hovering in the middle.
@@ -76,6 +76,10 @@ class PlanarQuadrotorRoom(Task):
     def scene(self, states, t, context, futures):
         """Seen from the side; the limits hold for the robot's middle."""
         left, right, bottom, top = -2.8, 2.8, -0.5, 2.5
+
+        def path(f, role):
+            return Polyline(f[:, :2], role)
+
         walls = [(side * (right + WALL) / 2, CEILING / 2, right - WALL, top - bottom) for side in (-1, 1)]
         slabs = [(0.0, bottom / 2, 2 * WALL, -bottom), (0.0, (CEILING + top) / 2, 2 * WALL, top - CEILING)]
         shapes = tuple(Rectangle((x, z), (w, h), "unsafe") for x, z, w, h in walls + slabs)
@@ -85,15 +89,12 @@ class PlanarQuadrotorRoom(Task):
         across, up = self.amplitude
         wanted = np.stack([across * np.sin(eight), self.system.hover_height + up * np.sin(2 * eight)], axis=1)
         shapes += (Polyline(np.array(room), "limit"), Polyline(wanted, "reference"))
-        shapes += (Polyline(states[: t + 1, :2], "trail"),)
-        shapes += tuple(Polyline(f[:, :2], role) for role, f in futures.items())
+        shapes += (path(states[: t + 1], "trail"),)
+        shapes += tuple(path(f, role) for role, f in futures.items())
         shapes += (Circle((float(wanted[t, 0]), float(wanted[t, 1])), 0.05, "reference"),)
-        body, phi = states[t, :2], float(states[t, 2])
-        along, thrust = np.array([np.cos(phi), np.sin(phi)]), np.array([-np.sin(phi), np.cos(phi)])
-        shapes += (Polyline(body + 0.25 * np.array([-along, along]), "body"),)
-        for side in (-0.25, 0.25):
-            hub = body + side * along + 0.06 * thrust
-            shapes += (Polyline(hub + 0.11 * np.array([-along, along]), "body"),)
+        phi = float(states[t, 2])
+        along, upwards = np.array([np.cos(phi), np.sin(phi)]), np.array([-np.sin(phi), np.cos(phi)])
+        shapes += quadrotor_from_the_side(states[t, :2], along, upwards, float(self.system.arm))
         return Scene(shapes, (left, right, bottom, top), ("x (m)", "z (m)"))
 
     def _around(self, key, spread):
