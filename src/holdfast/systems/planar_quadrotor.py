@@ -1,4 +1,4 @@
-"""A quadrotor in a vertical plane, driven by the thrusts of its two rotors: six states."""
+"""A quadrotor in a vertical plane, driven by thrust and torque: six states."""
 
 from typing import ClassVar
 
@@ -13,40 +13,35 @@ _MASS, _GRAVITY = 0.486, 9.81
 
 
 class PlanarQuadrotor(ContinuousSystem):
-    """With total thrust T = right + left and phi counter-clockwise from upright:
-
-        x'' = -T sin(phi) / m,   z'' = T cos(phi) / m - g,   phi'' = l (right - left) / I
+    """x'' = -thrust sin(phi) / m, z'' = thrust cos(phi) / m - g, phi'' = torque / I, phi counter-clockwise from upright.
 
     Semi-implicit Euler. The angle is not wrapped: a state box keeps it within a turn.
-    Source of the equations and of mass, arm and inertia: the planar quadrotor of Drake (R. Tedrake, Underactuated
-    Robotics, chapter 3); bounds of the thrusts are ours, 2.5 times what hovering needs.
+    Source of equations, mass and inertia: R. Tedrake, Underactuated Robotics, chapter 3, where two rotors at arms l make
+    thrust = u1 + u2 and torque = l (u1 - u2). The bounds are ours: hovering is the middle of the input box.
 
     Attributes:
-        mass, arm, inertia, gravity: kg, m, kg m², m/s².
+        mass, inertia, gravity: kg, kg m², m/s².
         hover_height: z of the equilibrium, m; its x is 0.
     """
 
     state_names: ClassVar = ("x", "z", "phi", "vx", "vz", "omega")
     state_units: ClassVar = ("m", "m", "rad", "m/s", "m/s", "rad/s")
-    input_names: ClassVar = ("right", "left")
-    input_units: ClassVar = ("N", "N")
+    input_names: ClassVar = ("thrust", "torque")
+    input_units: ClassVar = ("N", "N m")
     integrator: ClassVar = "semi_implicit_euler"
     velocities: ClassVar = (3, 4, 5)
 
     dt: float = 0.02
     mass: float = _MASS
-    arm: float = 0.25
     inertia: float = 0.00383
     gravity: float = _GRAVITY
     hover_height: float = 1.0
-    input_box: Box = eqx.field(default_factory=lambda: Box([0.0] * 2, [1.25 * _MASS * _GRAVITY] * 2))
+    input_box: Box = eqx.field(default_factory=lambda: Box([0.0, -0.2], [2 * _MASS * _GRAVITY, 0.2]))
 
     def derivative(self, x: Float[Array, " 6"], u: Float[Array, " 2"], w: Float[Array, " 0"]) -> Float[Array, " 6"]:
         _, _, phi, vx, vz, omega = x
-        thrust = (u[0] + u[1]) / self.mass
-        turning = self.arm / self.inertia * (u[0] - u[1])
+        thrust, turning = u[0] / self.mass, u[1] / self.inertia
         return jnp.stack([vx, vz, omega, -thrust * jnp.sin(phi), thrust * jnp.cos(phi) - self.gravity, turning])
 
     def equilibrium(self) -> tuple[Float[Array, " 6"], Float[Array, " 2"]]:
-        hover = 0.5 * self.mass * self.gravity
-        return jnp.zeros(6).at[1].set(self.hover_height), jnp.full(2, hover)
+        return jnp.zeros(6).at[1].set(self.hover_height), jnp.array([self.mass * self.gravity, 0.0])

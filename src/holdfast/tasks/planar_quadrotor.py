@@ -27,11 +27,11 @@ class PlanarQuadrotorRoom(Task):
     name: ClassVar = "planar-quadrotor"
     episode_steps: ClassVar = 400
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s"}
-    training: ClassVar = {"backup_updates": 250, "updates": 400, "window": 32, "discount": 0.98, "actor_rate": 3e-3}
+    training: ClassVar = {"backup_updates": 250, "updates": 400, "window": 32, "discount": 0.98, "actor_rate": 2e-3}
     amplitude: ClassVar = (2.3, 1.2)
     period: ClassVar = 8.0
     #: Half-widths of the box from which the backup is trained and measured, about hovering in the middle.
-    sampled: ClassVar = (WALL, CEILING / 2, 1.0, 3.0, 2.5, 5.0)
+    sampled: ClassVar = (WALL, CEILING / 2, 0.8, 2.5, 2.0, 3.0)
 
     system: PlanarQuadrotor = eqx.field(default_factory=PlanarQuadrotor)
     safe_set: SuperlevelSet = eqx.field(
@@ -43,7 +43,7 @@ class PlanarQuadrotorRoom(Task):
     )
     safety: SafetySettings = eqx.field(
         default_factory=lambda: SafetySettings(
-            state_cost=(1.0, 1.0, 4.3, 0.1, 0.1, 0.1), input_cost=(2.7, 2.7), horizon=75
+            state_cost=(1.0, 1.0, 7.5, 0.44, 0.15, 0.07), input_cost=(0.69, 270.0), horizon=75
         )
     )
 
@@ -64,8 +64,9 @@ class PlanarQuadrotorRoom(Task):
     def reward(self, x, u, x_next, t, context):
         error = x_next - self.reference(t + 1, context).astype(x.dtype)
         weights = jnp.asarray([2.0, 2.0, 0.2, 0.1, 0.1, 0.005], x.dtype)
-        hover = jnp.asarray(self.system.equilibrium()[1], x.dtype)
-        return -jnp.sum(weights * error**2) - 0.01 * jnp.sum((u - hover) ** 2)
+        box = self.system.input_box
+        effort = (u - jnp.asarray(box.centre, x.dtype)) / jnp.asarray(box.half_widths, x.dtype)
+        return -jnp.sum(weights * error**2) - 0.02 * jnp.sum(effort**2)
 
     def metrics(self, states, context):
         return {
@@ -94,7 +95,7 @@ class PlanarQuadrotorRoom(Task):
         shapes += (Circle((float(wanted[t, 0]), float(wanted[t, 1])), 0.05, "reference"),)
         phi = float(states[t, 2])
         along, upwards = np.array([np.cos(phi), np.sin(phi)]), np.array([-np.sin(phi), np.cos(phi)])
-        shapes += quadrotor_from_the_side(states[t, :2], along, upwards, float(self.system.arm))
+        shapes += quadrotor_from_the_side(states[t, :2], along, upwards, 0.25)
         return Scene(shapes, (left, right, bottom, top), ("x (m)", "z (m)"))
 
     def _around(self, key, spread):
