@@ -255,7 +255,7 @@ def test_a_run_is_evaluated_attacked_and_rendered_from_its_files(copy):
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 WRONG = [
-    (["train", "lane-keepin"], "task = 'lane-keepin' is unknown; the tasks are: lane-keeping"),
+    (["train", "lane-keepin"], "task = 'lane-keepin' is unknown; the tasks are: "),
     (["train", "lane-keeping", "--episodes", "0"], "episodes = 0; give a whole number >= 1"),
     (["train", "lane-keeping", "--seeds", "0"], "seeds = 0; give a whole number >= 1"),
     (["train", "lane-keeping", "--seed", "-1"], "seed = -1; give a whole number from 0"),

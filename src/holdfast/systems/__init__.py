@@ -2,14 +2,22 @@
 
 from holdfast.systems.angles import wrap
 from holdfast.systems.base import ContinuousSystem, System
+from holdfast.systems.cart_pole import CartPole
+from holdfast.systems.double_integrator import DoubleIntegrator
 from holdfast.systems.linearise import linearise
+from holdfast.systems.pendulum import Pendulum
+from holdfast.systems.planar_quadrotor import PlanarQuadrotor
 from holdfast.systems.quadrotor import Quadrotor
 from holdfast.systems.structure import MANIFOLD_TOLERANCE, Spread, Symmetry
 from holdfast.systems.unicycle import Unicycle
 
 __all__ = [
     "MANIFOLD_TOLERANCE",
+    "CartPole",
     "ContinuousSystem",
+    "DoubleIntegrator",
+    "Pendulum",
+    "PlanarQuadrotor",
     "Quadrotor",
     "Spread",
     "Symmetry",

@@ -1,14 +1,22 @@
 """Tasks: a system with a purpose, a safe set, and plain settings for its safety; and how to roll them out."""
 
 from holdfast.tasks.base import SafetySettings, Task
+from holdfast.tasks.cart_pole import CartPoleTrack
+from holdfast.tasks.double_integrator import DoubleIntegratorRoom
 from holdfast.tasks.lane_keeping import LaneKeeping
+from holdfast.tasks.pendulum import PendulumSwing
+from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Episode, reset, rollout, step
 
 __all__ = [
+    "CartPoleTrack",
+    "DoubleIntegratorRoom",
     "Episode",
     "LaneKeeping",
+    "PendulumSwing",
+    "PlanarQuadrotorRoom",
     "PowerLoop",
     "SafetySettings",
     "Task",

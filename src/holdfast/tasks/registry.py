@@ -3,10 +3,17 @@
 from typing import Any
 
 from holdfast.tasks.base import Task
+from holdfast.tasks.cart_pole import CartPoleTrack
+from holdfast.tasks.double_integrator import DoubleIntegratorRoom
 from holdfast.tasks.lane_keeping import LaneKeeping
+from holdfast.tasks.pendulum import PendulumSwing
+from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 
-_TASKS: dict[str, Any] = {task.name: task for task in (LaneKeeping, PowerLoop)}
+_TASKS: dict[str, Any] = {
+    task.name: task
+    for task in (LaneKeeping, PowerLoop, PendulumSwing, CartPoleTrack, DoubleIntegratorRoom, PlanarQuadrotorRoom)
+}
 
 
 class UnknownTask(ValueError):
