@@ -126,6 +126,9 @@ class PowerLoop(Task):
         peak = x[2] + dt * (steps * rise - brake * dt * steps * (steps - 1) / 2)
         return jnp.maximum(x[2], peak) <= CEILING
 
+    def possibly_viable(self, x):
+        return self.stoppable(x)
+
     def scene(self, states, t, context, futures):
         """Seen from the side, x to the right and z up; the robot is a bar with two rotors, thrust away from the bar."""
         left, right, bottom, top = -3.6, 3.6, -0.4, 4.1
