@@ -4,9 +4,9 @@ It knows the start and the whole reference. All inputs of an episode are optimis
 (Adam, cosine decay), with a penalty on margins below 3 mm (3 mrad) that grows a hundredfold. From the nominal start (where
 the reference starts) the search begins at many smooth random input sequences around the equilibrium input, half of them as
 corrections of the LQR that tracks the reference. From starts of the evaluation it begins at the best ones found there,
-while the start is moved from the nominal one to where it belongs in the first half of the iterations. An answer counts
-only if no margin along it is negative, without tolerance, in a second program; the best of them is kept. Local
-optimisation: the true optimum may be better still.
+and once more at the answers from the nearest other starts; the start is moved from there to where it belongs in the first
+half of the iterations. An answer counts only if no margin along it is negative, without tolerance, in a second program;
+the best of them is kept. Local optimisation: the true optimum may be better still.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from holdfast.tasks import Task, make_task
 KNOTS = 6
 """Points between which the random input sequences are interpolated."""
 CARRIED = 2
-"""Answers from the nominal start at which the search from other starts begins."""
+"""Answers from elsewhere at which the search from a start begins, in each of two rounds."""
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
         settings={
             "starts": starts,
             "candidates from the nominal start": candidates,
-            "candidates from each start": CARRIED,
+            "candidates from each start": 2 * CARRIED,
             "iterations": iterations,
             "start states": "of the evaluation, in order",
             "nominal start": "the reference's first state",
@@ -108,7 +108,7 @@ class Search:
         self.rest = np.arctanh(np.clip(rest, -0.99, 0.99))
         self.context = task.sample_context(jax.random.key(0))
         self.nominal = task.reference(jnp.zeros((), jnp.int32), self.context).astype(jnp.float32)
-        self._improve = jax.jit(jax.vmap(self._improved, in_axes=(0, None, 0, None)))
+        self._improve = jax.jit(jax.vmap(self._improved, in_axes=(0, 0, 0, None)))
         self._judge = jax.jit(jax.vmap(self._judged))
 
     def from_nominal(self, candidates: int) -> tuple[dict[str, float], Answer]:
@@ -116,7 +116,7 @@ class Search:
         keys = jax.random.split(jax.random.key(0), candidates)
         first = jax.vmap(self._drawn)(keys, (jnp.arange(candidates) % 2).astype(jnp.float32))
         x = jnp.broadcast_to(self.nominal, (candidates, *self.nominal.shape))
-        answers = self._improve(first, self.nominal, x, self.rates[0])
+        answers = self._improve(first, x, x, self.rates[0])
         numbers = {name: np.asarray(values) for name, values in self._judge(answers, x).items()}
         order = np.argsort(-numbers["return"])
         self._require(numbers["return"][order[:1]])
@@ -130,13 +130,28 @@ class Search:
             key, _ = jax.random.split(jax.random.fold_in(jax.random.key(EVALUATION_SEED), index))
             return self.task.sample_start(key).astype(jnp.float32)
 
-        x = jnp.repeat(jax.vmap(start)(jnp.arange(count, dtype=jnp.int32)), CARRIED, axis=0)
-        first = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), first)
-        numbers = self._judge(self._improve(first, self.nominal, x, self.rates[1]), x)
-        numbers = {name: np.asarray(values).reshape(count, -1) for name, values in numbers.items()}
+        x = jax.vmap(start)(jnp.arange(count, dtype=jnp.int32))
+        apart = np.linalg.norm(np.asarray(x)[:, None] - np.asarray(x)[None], axis=2)
+        nearest = np.argsort(apart, axis=1)[:, np.arange(1, CARRIED + 1) % count]
+        origin = jnp.broadcast_to(self.nominal, (count, CARRIED, *self.nominal.shape))
+        best = self._best(jax.tree.map(lambda leaf: jnp.stack([leaf] * count), first), origin, x)
+        others = jax.tree.map(lambda leaf: leaf[nearest], best[0])
+        again = self._best(others, x[nearest], x)
+        better = again[1]["return"] > best[1]["return"]
+        found = {name: np.where(better, again[1][name], values) for name, values in best[1].items()}
+        self._require(found["return"])
+        return found
+
+    def _best(self, first: Answer, origin, x) -> tuple[Answer, dict[str, np.ndarray]]:
+        """The best answer from each start x [S, n] of searches that begin at answers [S, C] for starts [S, C, n]."""
+        count = len(x)
+        first, origin = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (first, origin))
+        x = jnp.repeat(x, CARRIED, axis=0)
+        answers = self._improve(first, origin, x, self.rates[1])
+        numbers = {name: np.asarray(v).reshape(count, CARRIED) for name, v in self._judge(answers, x).items()}
         best = np.argmax(numbers["return"], axis=1)
-        self._require(numbers["return"].max(axis=1))
-        return {name: values[np.arange(count), best] for name, values in numbers.items()}
+        chosen = jax.tree.map(lambda leaf: leaf[np.arange(count) * CARRIED + best], answers)
+        return chosen, {name: values[np.arange(count), best] for name, values in numbers.items()}
 
     def _require(self, returns: np.ndarray) -> None:
         if not np.all(np.isfinite(returns)):
@@ -168,7 +183,7 @@ class Search:
 
         times = jnp.arange(task.episode_steps, dtype=jnp.int32)
         _, (states, rewards) = jax.lax.scan(advance, x0, (answer.z, times))
-        return states, jnp.sum(rewards)
+        return states, jnp.sum(rewards).astype(x0.dtype)
 
     def _improved(self, answer: Answer, x_first, x0, rate) -> Answer:
         """The best answer with all margins >= `clear` that was met on the way, else the last one with value -inf.
@@ -187,9 +202,9 @@ class Search:
 
         def improve(carry, i):
             z, state, best = carry
-            weight = low * (high / low) ** (i / self.iterations)
-            done = 2 * i >= self.iterations
-            x = jnp.where(done, x0, x_first + (2 * i / self.iterations) * (x0 - x_first))
+            done, share = 2 * i >= self.iterations, (i / self.iterations).astype(x0.dtype)
+            weight = low * (high / low) ** share
+            x = jnp.where(done, x0, x_first + 2 * share * (x0 - x_first))
             (_, (value, safe)), gradient = jax.value_and_grad(loss, has_aux=True)(z, weight, x)
             better = done & safe & (value > best.value)
             best = best._replace(z=jnp.where(better, z, best.z), value=jnp.where(better, value, best.value))
@@ -197,7 +212,7 @@ class Search:
             return (z + rate * updates, state, best), None
 
         start = (answer.z, optimiser.init(answer.z), answer._replace(value=jnp.asarray(-jnp.inf, jnp.float32)))
-        (z, _, best), _ = jax.lax.scan(improve, start, jnp.arange(self.iterations))
+        (z, _, best), _ = jax.lax.scan(improve, start, jnp.arange(self.iterations, dtype=jnp.int32))
         return best._replace(z=jnp.where(jnp.isfinite(best.value), best.z, z))
 
     def _judged(self, answer: Answer, x0) -> dict[str, Array]:

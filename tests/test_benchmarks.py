@@ -89,12 +89,17 @@ def test_the_quadrotor_in_continuous_time_is_the_sampled_one():
     derivative, post_step = continuous_form(system)
     x = jax.vmap(task.sample_state)(jax.random.split(jax.random.key(0), 32))
     u = jax.vmap(system.input_box.sample)(jax.random.split(jax.random.key(1), 32))
-    euler = jax.jit(jax.vmap(lambda x, u: post_step(x + system.dt * derivative(x, u))))(x, u)
-    np.testing.assert_allclose(euler, jax.vmap(system.step)(x, u), atol=1e-12)
-    rest, balance = system.equilibrium()
+
+    @jax.jit
+    @jax.vmap
+    def both(x, u):
+        bend = derivative(x, 0.5 * u) - 0.5 * (derivative(x, u) + derivative(x, 0 * u))
+        return post_step(x + system.dt * derivative(x, u)), system.step(x, u), bend
+
+    euler, sampled, bend = both(x, u)
+    np.testing.assert_allclose(euler, sampled, atol=1e-12)
     # Affine in the input, as the layer's rows are.
-    middle = derivative(rest, 0.5 * (u[0] + balance))
-    np.testing.assert_allclose(middle, 0.5 * (derivative(rest, u[0]) + derivative(rest, balance)), atol=1e-12)
+    np.testing.assert_allclose(bend, np.zeros((32, 10)), atol=1e-12)
 
 
 def test_the_backup_action_satisfies_the_safe_set_rows_where_the_flow_is_safe(states):
@@ -171,11 +176,11 @@ class ShortLane(LaneKeeping):
 
 def test_optimal_control_keeps_every_margin_and_beats_the_tracking_law():
     task = ShortLane()
-    search = optimal_control.Search(task, iterations=150)
-    x = jnp.array([[1.75, 5.0, 0.2]], jnp.float32)
+    search = optimal_control.Search(task, iterations=400)
+    x = jnp.array([[1.6, 5.0, 0.2]], jnp.float32)
     law = optimal_control.Answer(jnp.tile(search.rest, (1, 30, 1)), jnp.ones(1, jnp.float32), jnp.zeros(1, jnp.float32))
     before = search._judge(law, x)
-    answer = search._improve(law, search.nominal, x, search.rates[0])
+    answer = search._improve(law, x, x, search.rates[0])
     after = search._judge(answer, x)
     assert before["worst_margin"] < 0 and before["return"] == -jnp.inf, "the law alone leaves the lane"
     assert after["worst_margin"] >= 0 and jnp.isfinite(after["return"])
@@ -200,8 +205,7 @@ def test_optimal_control_without_a_safe_answer_is_refused():
 def test_the_scaling_benchmark_times_what_it_says():
     # `programs_of` raises unless every proposal is accepted by one safeguard and rejected by the other.
     programs, arguments = scaling.programs_of(make_task("lane-keeping"), horizon=3, batch=4)
-    answer, _ = jax.jit(jax.vmap(programs["correct"]))(*arguments)
-    assert not bool(jnp.any(answer.status == 0))
+    assert tuple(programs) == scaling.PARTS and {len(leaf) for leaf in jax.tree.leaves(arguments)} == {4}
     times = {part: {"median_us": 10.0 + i} for i, part in enumerate(scaling.PARTS)}
     measured = [
         {"task": name, "states": n, "horizon": horizon, "batch": times, "single": times}
