@@ -40,13 +40,14 @@ def main() -> None:
     )
     gap = return_gap(metrics["return"]["mean"], task.optimal_control.get("return"))
     if gap is not None:
-        print(f"return: {gap:.1%} below open-loop optimal control")
+        print(f"return: {gap:.1%} below open-loop optimal control (asked: {target.get('return_gap', 'nothing')})")
     for words, safety in (("evaluation", report["safety"]), ("training", report["training_safety"])):
         print(f"{words}: {safety['violations']} violations in {safety['steps']:,} guarded steps")
 
     coverage = [coverage_of(trained, index, samples) for index in range(seeds)]
     known = [name for name in SHARES if coverage[0][name] is not None]
     rows = [(str(i), *(each[name] for name in known), each["starts_certified"]) for i, each in enumerate(coverage)]
+    rows.append(("asked", *(str(target.get(name, "")) for name in known), ""))
     rows.append(("analytic", *(coverage[0][ANALYTIC[SHARES.index(name)]] for name in known), ""))
     print_table(("seed", *known, "of starts"), rows)
     write_results(
