@@ -12,9 +12,7 @@ test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n 2
 
 bench: .venv/.bench-installed  ## every benchmark, one after the other
-	@set -e; for file in benchmarks/[!_]*.py; do \
-	  name=$$(basename $$file .py); echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; \
-	done
+	$(BIN)/python -m benchmarks
 
 lint: .venv/.lint-installed  ## style, format, types
 	$(BIN)/ruff check .

@@ -37,25 +37,29 @@ REQUIRED = ("benchmark", "command", "date", "quick", "settings", "numbers", "env
 """Keys of every results file."""
 SAFEGUARDS = ("ray", "boundary_projection", "per_input", "all")
 """What `holdfast train --safeguard` may be given, but for none."""
-QUICK_TRAINING = ("--updates", "100", "--backup-updates", "200", "--episodes", "100")
+QUICK_TRAINING = ("--updates", "50", "--backup-updates", "100", "--episodes", "50")
 
 
 def parser(module_doc: str | None) -> argparse.ArgumentParser:
     """The arguments that all benchmarks share; the module's docstring is the help text."""
     found = argparse.ArgumentParser(description=module_doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument(
+        "--task", default="lane-keeping", help="a task's name; of no effect with --run, which has its own"
+    )
     found.add_argument("--run", type=Path, help="a run directory of `holdfast train`; one is trained if not given")
     found.add_argument("--quick", action="store_true", help="a smoke test: little of everything, results not kept")
     return found
 
 
-def run_path(arguments: argparse.Namespace, *, label: str = "lane-keeping", train: tuple[str, ...] = ()) -> Path:
-    """The directory of `--run`, or of a run that is trained in `runs/bench-LABEL` and found there the next time."""
+def run_path(arguments: argparse.Namespace, *, label: str = "", train: tuple[str, ...] = ()) -> Path:
+    """The directory of `--run`, or of a run that is trained in `runs/bench-TASK-LABEL` and found there the next time."""
     if arguments.run is not None:
         return arguments.run
     if arguments.quick:
-        label, train = f"{label}-quick", (*train, *QUICK_TRAINING)
-    path = ROOT / "runs" / f"bench-{label}"
-    train_into(path, train)
+        train = (*train, *QUICK_TRAINING)
+    name = "-".join(word for word in ("bench", arguments.task, label, "quick" * arguments.quick) if word)
+    path = ROOT / "runs" / name
+    train_into(path, arguments.task, train)
     return path
 
 
@@ -70,13 +74,13 @@ def trained_run(arguments: argparse.Namespace) -> Trained:
     return load(run_path(arguments))
 
 
-def train_into(path: Path, train: tuple[str, ...]) -> None:
-    """`holdfast train lane-keeping` into a directory, in a process of its own; nothing where it is finished."""
+def train_into(path: Path, task: str, train: tuple[str, ...]) -> None:
+    """`holdfast train TASK` into a directory, in a process of its own; nothing where it is finished."""
     if (path / "report.json").is_file():
         return
     resume = ("--resume",) if (path / "config.json").is_file() else ()
-    command = [sys.executable, "-m", "holdfast", "train", "lane-keeping", "--out", str(path), *train, *resume]
-    print(f"training: holdfast train lane-keeping {' '.join(train)}", file=sys.stderr)
+    command = [sys.executable, "-m", "holdfast", "train", task, "--out", str(path), *train, *resume]
+    print(f"training: holdfast train {task} {' '.join(train)}", file=sys.stderr)
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
@@ -229,8 +233,18 @@ def quantiles(seconds: np.ndarray, *, per: int = 1) -> dict[str, float]:
     return {name: float(np.quantile(seconds, q) * 1e6 / per) for name, q in names.items()}
 
 
+def result_name(benchmark: str, task: str | None = None) -> str:
+    """Name of a results file without its ending: the task's, if the benchmark is about one, and the benchmark's."""
+    return benchmark if task is None else f"{task.replace('-', '_')}_{benchmark}"
+
+
 def write_results(
-    module: str, arguments: argparse.Namespace, *, settings: dict[str, Any], numbers: dict[str, Any]
+    module: str,
+    arguments: argparse.Namespace,
+    *,
+    task: str | None = None,
+    settings: dict[str, Any],
+    numbers: dict[str, Any],
 ) -> Path:
     """Writes a benchmark's results: the command, the settings, the numbers, the environment, the date.
 
@@ -239,10 +253,12 @@ def write_results(
     Args:
         module: `__spec__.name` of the benchmark.
         arguments: as parsed.
+        task: name of the task that was measured; None where the benchmark goes through several.
         settings, numbers: anything that JSON can hold; numbers that are not finite become null and are named.
     """
     name = module.rpartition(".")[2]
-    command = f"python -m benchmarks.{name}" + " --run RUN" * (arguments.run is not None) + " --quick" * arguments.quick
+    about = "" if task is None else f" --task {task}" if arguments.run is None else " --run RUN"
+    command = f"python -m benchmarks.{name}{about}" + " --quick" * arguments.quick
     found = environment()
     for package in ("qpax",):
         try:
@@ -254,11 +270,11 @@ def write_results(
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "quick": arguments.quick,
-        "settings": settings,
+        "settings": ({} if task is None else {"task": task}) | settings,
         "numbers": numbers,
         "environment": found | {"load_average": [round(each, 2) for each in os.getloadavg()]},
     }
-    path = (QUICK_RESULTS if arguments.quick else RESULTS) / f"{name}.json"
+    path = (QUICK_RESULTS if arguments.quick else RESULTS) / f"{result_name(name, task)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, encode(document))
     print(f"written: {path.relative_to(ROOT)}")

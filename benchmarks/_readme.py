@@ -2,133 +2,196 @@
 
     python -m benchmarks._readme [--run RUNDIR]
 
-Every number in the table comes from a results file; `tests/test_claims.py` checks that the README holds what this writes.
+What has no results file yet is named in the table. Every number in it comes from a results file; `tests/test_claims.py`
+checks that the README holds what this writes.
 """
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from benchmarks._asked import asked
+from benchmarks._common import result_name
+from holdfast.tasks import make_task
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- numbers: python -m benchmarks._readme -->", "<!-- end of numbers -->"
 
 
-def results(name: str) -> dict[str, Any] | None:
+TASKS = ("lane-keeping", "power-loop")
+MISSING = "**not measured yet**"
+"""What stands in the table where there is no results file."""
+
+
+def results(name: str, task: str | None = None) -> dict[str, Any] | None:
     """The numbers of one results file, or None where it was not measured yet."""
-    file = RESULTS / f"{name}.json"
+    file = RESULTS / f"{result_name(name, task)}.json"
     return json.loads(file.read_text(encoding="utf-8"))["numbers"] if file.is_file() else None
 
 
 def table() -> str:
-    """The table in Markdown; rows without a results file are left out."""
+    """The table in Markdown; what was not measured yet has a row that says so."""
     rows = [("what", "published", "asked", "holdfast", "command")]
-    rows += [*_seeds(), *_time(), *_speed(), *_attack(), *_plans(), *_sizes()]
+    for task in TASKS:
+        for name, write in PER_TASK.items():
+            rows += _rows(name, write, task)
+    for name, write in LANE_KEEPING.items():
+        rows += _rows(name, write, "lane-keeping")
+    rows += _rows("scaling", _scaling, None)
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
-def _command(name: str) -> str:
-    return f"`python -m benchmarks.{name}`"
-
-
-def _seeds():
-    found = results("lane_keeping_seeds")
+def _rows(name: str, write, task: str | None):
+    """The rows of one benchmark: (what, published, asked, holdfast) from `write`, with the command behind."""
+    command = f"`python -m benchmarks.{name}{'' if task is None else f' --task {task}'}`"
+    found = results(name, task)
     if found is None:
-        return
-    command, safety, training = _command("lane_keeping_seeds"), found["safety"], found["training_safety"]
-    seeds = len(found["metrics"]["y_rmse"]["per_seed"])
-    for name, asked in (("y_rmse", "0.38"), ("v_rmse", "0.45"), ("psi_rmse", "0.11")):
-        metric = found["metrics"][name]
+        return [(f"{_words(task)}{name.replace('_', ' ')}", "", "", MISSING, command)]
+    return [(f"{_words(task)}{what}", *cells, command) for what, *cells in write(found, task)]
+
+
+def _words(task: str | None) -> str:
+    return "" if task is None else f"{task.replace('-', ' ')}: "
+
+
+def _at_most(task: str, name: str, form: str = "<= {:g}") -> str:
+    target = asked(task).get(name)
+    return "" if target is None else form.format(target)
+
+
+def _seeds(found, task):
+    safety, training, metrics = found["safety"], found["training_safety"], found["metrics"]
+    seeds = len(metrics["return"]["per_seed"])
+    for name, metric in metrics.items():
+        if name == "return":
+            continue
         low, high = metric["ci95"]
         words = f"{metric['mean']:.3f} (IQM {metric['iqm']:.3f}, 95 % {low:.3f} to {high:.3f})"
-        published = f"{found['published'][name]:g}"
-        yield f"lane keeping {name.replace('_', '-')}, {seeds} seeds", published, f"<= {asked}", words, command
-    optimum = found["optimal_control"]
-    words = f"{found['metrics']['return']['mean']:.0f} (open-loop optimal control: {optimum['return']:.0f})"
-    yield "lane keeping return", "", "", words, command
+        published = found["published"].get(name)
+        yield (
+            f"{name.replace('_', '-')}, {seeds} seeds",
+            "" if published is None else f"{published:g}",
+            _at_most(task, name),
+            words,
+        )
+    words, optimum = f"{metrics['return']['mean']:.0f}", results("optimal_control", task)
+    if optimum is not None:
+        best, nominal = optimum["mean"]["return"], optimum["nominal"]["return"]
+        gap = (best - metrics["return"]["mean"]) / abs(best)
+        words += f", {gap:.1%} below open-loop optimal control ({best:.1f}; {nominal:.1f} from the nominal start)"
+    yield "return", "", _at_most(task, "return_gap", "within {:.0%}"), words
     words = f"{safety['violations']} in {safety['steps']:,} steps; {training['violations']} in {training['steps']:,}"
-    yield "violations in evaluation; in training", "0; not given", "0; 0", words, command
-    share = found["kernel_share"]
-    words = f"{share['mean']:.4f} (worst seed {share['min']:.4f}; LQR backup {found['kernel_share_analytic']:.4f})"
-    yield "learned backup's share of the viability kernel, N = 40", "not given", ">= 0.97", words, command
-    yield "certified states outside the kernel, 10^6 samples a seed", "", "0", str(found["outside_kernel"]), command
+    yield "violations in evaluation; in training", "0; not given", "0; 0", words
+    yield from _coverage(found["coverage"], task)
 
 
-def _time():
-    found = results("lane_keeping_time")
-    if found is None:
-        return
+def _coverage(coverage, task):
+    """Shares certified: of the kernel where it is known, else of all states drawn, with the physical bound beside."""
+    horizon = make_task(task).safety.horizon
+    name, of, analytic = ("certified", "the states drawn", "analytic")
+    if coverage[0].get("kernel_share") is not None:
+        name, of, analytic = ("kernel_share", "the viability kernel", "kernel_share_analytic")
+    shares = [each[name] for each in coverage]
+    words = f"{sum(shares) / len(shares):.4f} (worst seed {min(shares):.4f}; LQR backup {coverage[0][analytic]:.4f})"
+    asked_for = _at_most(task, name, ">= {:g}")
+    yield f"learned backup certifies this share of {of}, N = {horizon}", "not given", asked_for, words
+    outside, seeds = sum(each.get("outside_kernel") or 0 for each in coverage), len(coverage)
+    drawn = f"{coverage[0]['samples']:,} samples a seed"
+    if name == "kernel_share":
+        yield f"certified states outside the kernel, {drawn}", "", "0", f"{outside}, {seeds} seeds"
+    elif coverage[0].get("possible") is not None:
+        ruled_out = sum(each["outside_possible"] for each in coverage)
+        words = f"{coverage[0]['possible']:.4f} ({ruled_out} certified states beyond it)"
+        yield f"the same of any policy at most, by full braking at once, {drawn}", "", "told", words
+
+
+def _time(found, task):
     runs = found["runs"]
     seconds = max(run["wall_seconds"] for run in runs)
     words = f"{seconds:.0f} s, of which {max(run['phases']['compile'] for run in runs):.0f} s compiling"
-    command = _command("lane_keeping_time")
-    yield "lane keeping, both phases, proof, 1000 episodes, report; cold start", "5 h (V100)", "<= 90 s", words, command
-    yield "peak memory of that", "", "<= 3 GiB", f"{max(run['peak_gib'] for run in runs):.1f} GiB", command
+    published = {"lane-keeping": "5 h (V100)", "power-loop": "14 h (V100)"}.get(task, "")
+    yield (
+        "both phases, proof, 1000 episodes, report; cold start",
+        published,
+        _at_most(task, "wall_seconds", "<= {:g} s"),
+        words,
+    )
+    yield (
+        "peak memory of that",
+        "",
+        _at_most(task, "peak_gib", "<= {:g} GiB"),
+        f"{max(run['peak_gib'] for run in runs):.1f} GiB",
+    )
 
 
-def _speed():
-    found = results("safeguard_speed")
-    if found is None:
-        return
-    command = _command("safeguard_speed")
+def _speed(found, task):
+    horizon = make_task(task).safety.horizon
     words = {
         "accepting": "all accepted",
         "policy": f"at the trained policy's intervention rate ({found['intervention_rate']:.2%})",
         "corrected": "all corrected",
     }
-    for mix, asked in (("accepting", 20), ("policy", 10), ("corrected", 3)):
+    for mix, setting in words.items():
         for name, times in found["forward"][mix]["safeguards"].items():
             ratio = times["ratio"]["published"]
-            early = times["ratio"]["tuned"]
-            cost = f"{ratio:.1f}x faster; {early:.1f}x than its QP stopped early ({times['mean_us']:.0f} us a state)"
-            yield (
-                f"safeguard `{name}` against the published layer, batch, {words[mix]}",
-                "1",
-                f">= {asked}x",
-                cost,
-                command,
-            )
+            tuned = times["ratio"]["tuned"]
+            cost = f"{ratio:.1f}x faster; {tuned:.1f}x than its tuned form ({times['mean_us']:.0f} us a state)"
+            what = f"safeguard `{name}` against the published layer, batch, {setting}"
+            yield what, "1", _at_most(task, mix, ">= {:g}x"), cost
     single = found["latency"]["safeguard"]
     cost = f"{single['median_us']:.0f} us / {single['p99_us']:.0f} us"
-    yield "safeguard on one state, accepting, N = 40: median / 99th percentile", "", "300 / 1000 us", cost, command
+    limits = f"{_at_most(task, 'latency_median_us', '{:g}')} / {_at_most(task, 'latency_p99_us', '{:g}')} us"
+    yield f"safeguard on one state, accepting, N = {horizon}: median / 99th percentile", "", limits, cost
 
 
-def _attack():
-    found = results("attack")
-    if found is None:
-        return
+def _attack(found, task):
     words = f"{found['violations']} in {found['steps']:,}; {found['certified_steps']:,} held a committed plan"
-    yield (
-        "violations under attack, float32, plant in another program",
-        "not tested",
-        "0 in 10^7",
-        words,
-        _command("attack"),
-    )
+    limit = f"0 in 10^{round(math.log10(asked(task)['attack_steps']))}"
+    yield "violations under attack, float32, plant in another program", "not tested", limit, words
 
 
-def _plans():
-    found = results("committed_plan")
-    if found is None:
-        return
+def _plans(found, task):
     words = (
         f"{found['states_with_a_flip']:,} of {found['boundary_states']:,} boundary states flip; "
         f"{found['replay']['violations']} violations in {found['replay']['samples']:,} replayed samples"
     )
-    yield "re-evaluation flips, the committed plan holds", "", "0 violations", words, _command("committed_plan")
+    yield "re-evaluation flips, the committed plan holds", "", "0 violations", words
 
 
-def _sizes():
-    found = results("correction_size")
-    if found is None:
-        return
+def _sizes(found, task):
     for push, sizes in found.items():
         if not isinstance(sizes, dict) or "maps" not in sizes:
             continue
         words = ", ".join(f"{name} {each['mean']:.4f}" for name, each in sizes["maps"].items())
-        yield f"mean correction in half-widths, {push}", "", "below ray", words, _command("correction_size")
+        yield f"mean correction in half-widths, {push}", "", "below ray", words
+
+
+def _scaling(found, task):
+    """The fewest and the most states at the common horizon; the rest is in docs/scaling.png."""
+    counts = [each["horizon"] for each in found["measured"]]
+    common = max(set(counts), key=counts.count)
+    at_common = [each for each in found["measured"] if each["horizon"] == common]
+    for part in ("rollout", "accept", "correct"):
+        ends = [
+            f"{each['states']} states {each['batch'][part]['median_us']:.1f} us ({each['single'][part]['median_us']:.0f})"
+            for each in (at_common[0], at_common[-1])
+        ]
+        yield f"{part}, time a state in a batch (alone), N = {common}", "", "told", ", ".join(ends)
+    proofs = found["proofs"].values()
+    proved = [each for each in proofs if each["level"] is not None]
+    words = f"{len(proved)} of {len(proofs)} tasks; " + ", ".join(
+        f"{each['states']} states {each['seconds']:.1f} s" for each in sorted(proved, key=lambda each: each["states"])
+    )
+    yield "proof of the base set from nothing", "", "told", words
+
+
+PER_TASK = {"seeds": _seeds, "training_time": _time, "safeguard_speed": _speed, "attack": _attack}
+"""Benchmarks of every task, and what writes their rows."""
+LANE_KEEPING = {"committed_plan": _plans, "correction_size": _sizes}
 
 
 def insert(readme: str, numbers: str) -> str:
@@ -144,7 +207,6 @@ def picture(run: Path) -> bytes:
 
     from holdfast.evaluate import Trajectories
     from holdfast.plots import to_png, trajectory_figure
-    from holdfast.tasks import make_task
 
     with np.load(run / "trajectories.npz") as data:
         kept = {name: data[name] for name in data.files}

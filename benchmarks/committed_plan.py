@@ -27,6 +27,8 @@ def main() -> None:
     noises = arguments.noises or (2 if arguments.quick else 4)
     trained = trained_run(arguments)
     task, guard = trained.task, guard_of(trained)
+    if task.system.manifold(jnp.asarray(task.system.equilibrium()[0])).size:
+        raise SystemExit(f"{task.name}: states lie on a manifold, and bisection between two of them leaves it")
     x = boundary_states(task, guard, count)
     flips = find_flips(guard, x)
     any_flip = np.any(list(flips.values()), axis=0)
@@ -44,8 +46,8 @@ def main() -> None:
     write_results(
         __spec__.name,
         arguments,
+        task=task.name,
         settings={
-            "task": task.name,
             "horizon": guard.source.implicit_set.horizon,
             "dtype": "float32",
             "replayed steps": arguments.steps,

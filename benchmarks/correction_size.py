@@ -44,8 +44,8 @@ def main() -> None:
     write_results(
         __spec__.name,
         arguments,
+        task=task.name,
         settings={
-            "task": task.name,
             "dtype": "float32",
             "unit": "half-widths of the input box, Euclidean",
             "smallest": "share of situations in which no other single map changed the action less (ties count for each)",

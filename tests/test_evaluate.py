@@ -204,7 +204,14 @@ def test_causes_that_are_no_constraint(results):
 
 
 def test_coverage_lies_between_base_set_and_kernel():
-    coverage = measure_coverage(TASK, IMPLICIT, IMPLICIT, samples=8000, starts=4000, dtype=jnp.float64)
+    # A bound that is the kernel itself must give the kernel's numbers.
+    bounded = type("Bounded", (type(TASK),), {"possibly_viable": lambda self, x: self.viable(x)})()
+    coverage = measure_coverage(bounded, IMPLICIT, IMPLICIT, samples=8000, starts=4000, dtype=jnp.float64)
+    assert (coverage.possible, coverage.possible_share, coverage.outside_possible) == (
+        coverage.viable,
+        coverage.kernel_share,
+        coverage.outside_kernel,
+    )
     assert coverage.outside_kernel == 0
     assert 0 < coverage.base_set < coverage.certified < coverage.viable < 1
     assert coverage.viable == pytest.approx(0.755, abs=0.02)  # 75.5 % in 10^6 samples
@@ -285,6 +292,7 @@ def test_a_report_survives_its_file(results, tmp_path):
         interventions=explain_interventions(TASK, SAFEGUARD, results.trajectories),
         certificate=certificate,
         published={"y_rmse": 0.52},
+        optimal_control={"return": -368.0},
     )
     report.write(tmp_path / "report.json")
     assert Report.read(tmp_path / "report.json") == report

@@ -118,6 +118,19 @@ def test_headline_says_zero_violations_and_what_that_means():
     assert "Not measured: verify" in words and "1 min 07 s in all" in words
 
 
+def test_optimal_control_and_the_physical_bound_are_shown_beside():
+    shares = {"possible": 0.98, "possible_share": 0.96, "possible_share_analytic": 0.4, "outside_possible": 0}
+    report = sample_report(optimal_control={"y_rmse": 0.355}, coverage=sample_report().coverage | shares)
+    words = Tags(report_page(report)).text
+    assert "optimal control 0.355" in words and "the dashed one open-loop optimal control" in words
+    assert "98 %" in words and "not ruled out by physics" in words and "physics rules out" not in words
+    wrong = sample_report(coverage=report.coverage | {"outside_possible": 3})
+    assert "3 certified samples are states that physics rules out" in Tags(report_page(wrong)).text
+    rows = [{"step": i, "return_mean": float(i)} for i in range(3)]
+    figure = learning_figure(rows, optimal_return=5.0)
+    assert any(line.get_label() == "optimal control" and line.get_ydata()[0] == 5.0 for line in figure.axes[0].lines)
+
+
 def test_headline_says_violations():
     safety = sample_report().safety | {"violations": 7, "violating_episodes": 2, "violation_bound": 0.003}
     page = report_page(sample_report(safety=safety))

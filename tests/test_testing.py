@@ -125,6 +125,7 @@ def _safe_set(function, **words):
         ({"metric_units": {"error": "m"}}, "a unit of 'error'; the metrics are: none"),
         ({"viable": lambda self, x: jnp.asarray(True)}, None),
         ({"viable": lambda self, x: jnp.asarray(1.0)}, "one bool a state"),
+        ({"possibly_viable": lambda self, x: jnp.asarray(1.0)}, "one bool a state"),
     ],
 )
 def test_a_sabotaged_task_is_named(attributes, message):

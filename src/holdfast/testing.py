@@ -349,6 +349,11 @@ def _check_metrics(task: Task, states: np.ndarray, context: Any) -> None:
 
 
 def _check_viable(task: Task, states: np.ndarray) -> None:
+    bound = task.possibly_viable(jnp.asarray(states[0]))
+    if bound is not None and (bound.shape, bound.dtype) != ((), bool):
+        raise ConformanceError(
+            f"{_name(task)}.possibly_viable", f"{bound.dtype}{bound.shape}", "it must give one bool a state"
+        )
     if task.viable(jnp.asarray(states[0])) is None:
         return
     viable = np.asarray(jax.jit(jax.vmap(task.viable))(jnp.asarray(states)))

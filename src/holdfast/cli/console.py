@@ -96,16 +96,16 @@ def print_certificate(certificate: dict[str, Any]) -> None:
 def print_report(report: Any) -> None:
     """Headline numbers of a report."""
     table = Table(title=f"{report.task}: {len(report.seeds)} seed(s)", title_justify="left")
-    for heading in ("metric", "mean", "95 % interval", "published"):
+    compared = {"published": report.published or {}, "optimal control": report.optimal_control or {}}
+    for heading in ("metric", "mean", "95 % interval", *compared):
         table.add_column(heading)
     for name, metric in report.metrics.items():
         low, high = metric["ci95"]
-        published = (report.published or {}).get(name)
         table.add_row(
             f"{name} {report.metric_units.get(name, '')}".strip(),
             f"{metric['mean']:.4g}",
             f"{low:.4g} to {high:.4g}",
-            "" if published is None else f"{published:g}",
+            *(f"{known[name]:.4g}" if name in known else "" for known in compared.values()),
         )
     output.print(table)
     safety = report.safety

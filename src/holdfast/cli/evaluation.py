@@ -87,6 +87,7 @@ def evaluate_run(
         interventions=explained,
         certificate=certificate if isinstance(guards[0], Safeguard) else None,
         published=task.published or None,
+        optimal_control=task.optimal_control or None,
         notes=[
             *finished,
             *unguarded,
@@ -139,7 +140,7 @@ def _figures(trained: Trained, results: EpisodeResults, piece: Any, rows: list[d
         PageFigure(
             "What is certified",
             "A slice through the implicit invariant set of the learned backup, against the analytic backup's, the base set "
-            "and, where it is known, the viability kernel: the most that any policy could keep safe.",
+            "and, where it is known, the viability kernel (the most that any policy could keep safe) or a bound of it.",
             partial(slice_figure, task, [piece]),
         ),
     ]
@@ -149,7 +150,7 @@ def _figures(trained: Trained, results: EpisodeResults, piece: Any, rows: list[d
                 "Learning",
                 "Episode return in training, and the share of steps at which the safeguard intervened or a constraint was "
                 "violated.",
-                partial(learning_figure, rows),
+                partial(learning_figure, rows, optimal_return=task.optimal_control.get("return")),
             )
         )
     return figures

@@ -1,4 +1,4 @@
-"""How large the certified set is: its shares of the safe set, of the viability kernel and of the starts; and slices."""
+"""How large the certified set is: its shares of the safe set, of what any policy can save and of the starts; and slices."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class Coverage:
         viable: share of the safe samples inside the viability kernel.
         kernel_share, kernel_share_analytic: certified share of the viability kernel.
         outside_kernel: certified samples outside the viability kernel; anything but 0 is an error somewhere.
+        possible: share of the safe samples that physics does not rule out (`Task.possibly_viable`): no policy can save more.
+        possible_share, possible_share_analytic: certified share of those.
+        outside_possible: certified samples that physics rules out; anything but 0 is an error somewhere.
         starts: start states drawn.
         starts_certified: share of them that is certified.
         starts_lower_bound: 95 % lower bound of that probability.
@@ -47,6 +50,10 @@ class Coverage:
     kernel_share: float | None
     kernel_share_analytic: float | None
     outside_kernel: int | None
+    possible: float | None
+    possible_share: float | None
+    possible_share_analytic: float | None
+    outside_possible: int | None
     starts: int
     starts_certified: float
     starts_lower_bound: float
@@ -71,7 +78,7 @@ def measure_coverage(
     """Measures how much the implicit set certifies.
 
     Args:
-        task: draws the states and starts, and tells the viability kernel where it is known.
+        task: draws the states and starts, and tells the viability kernel, or a bound of it, where that is known.
         implicit_set, analytic: learned and, to compare, analytic backup.
         acceptance: margins that a plan must clear, as in the safeguard; none by default.
         samples, starts: how many states and starts to draw; rounded up to whole chunks.
@@ -88,7 +95,7 @@ def measure_coverage(
     counts = _total(program, state_key, False, samples)
     at_starts = _total(program, start_key, True, starts)
 
-    safe, kernel = int(counts["safe"]), counts.get("viable")
+    safe, kernel, possible = int(counts["safe"]), counts.get("viable"), counts.get("possible")
     if safe == 0:
         raise ValueError(f"measure_coverage: none of {samples} states of task {task.name!r} lies in its safe set")
     drawn = int(at_starts["drawn"])
@@ -108,6 +115,10 @@ def measure_coverage(
         kernel_share=share("certified_viable", kernel),
         kernel_share_analytic=share("analytic_viable", kernel),
         outside_kernel=None if kernel is None else int(counts["certified"] - counts["certified_viable"]),
+        possible=share("possible", safe),
+        possible_share=share("certified_possible", possible),
+        possible_share_analytic=share("analytic_possible", possible),
+        outside_possible=None if possible is None else int(counts["certified"] - counts["certified_possible"]),
         starts=drawn,
         starts_certified=certified_starts / drawn,
         starts_lower_bound=lower_bound(certified_starts, drawn),
@@ -125,7 +136,7 @@ class Slice:
         first, second: grid coordinates, shape [nx] and [ny].
         fixed: the state whose other components are held, shape [n].
         certified, safe, base: masks, shape [ny, nx].
-        analytic, viable: the same, or None.
+        analytic, viable, possible: the same, or None.
     """
 
     axes: tuple[int, int]
@@ -139,6 +150,7 @@ class Slice:
     base: np.ndarray
     analytic: np.ndarray | None
     viable: np.ndarray | None
+    possible: np.ndarray | None = None
 
 
 def invariant_slice(
@@ -194,6 +206,7 @@ def invariant_slice(
         base=masks["base"],
         analytic=masks.get("analytic"),
         viable=masks.get("viable"),
+        possible=masks.get("possible"),
     )
 
 
@@ -216,7 +229,7 @@ def constrained_axes(task: Task) -> tuple[int, int]:
 
 
 def _judge(task: Task, implicit_set, analytic, acceptance) -> Callable:
-    """x [n] -> masks by name; "viable" and "analytic" only where they are known or asked for."""
+    """x [n] -> masks by name; "viable", "possible" and "analytic" only where they are known or asked for."""
 
     def judge(x):
         safe = task.safe_set.contains(x)
@@ -224,9 +237,9 @@ def _judge(task: Task, implicit_set, analytic, acceptance) -> Callable:
         found["base"] = safe & implicit_set.policy.base.contains(x)
         if analytic is not None:
             found["analytic"] = safe & analytic.plan(x, acceptance).certified
-        viable = task.viable(x)
-        if viable is not None:
-            found["viable"] = safe & viable
+        for name, known in (("viable", task.viable(x)), ("possible", task.possibly_viable(x))):
+            if known is not None:
+                found[name] = safe & known
         return found
 
     return judge
@@ -236,11 +249,8 @@ def _sums(task: Task, judge, key, draw_start, dtype) -> dict:
     def one(key):
         x = jnp.where(draw_start, task.sample_start(key).astype(dtype), task.sample_state(key).astype(dtype))
         found = judge(x)
-        if "viable" in found:
-            found["certified_viable"] = found["certified"] & found["viable"]
-            if "analytic" in found:
-                found["analytic_viable"] = found["analytic"] & found["viable"]
-        return found
+        both = [(a, b) for a in ("certified", "analytic") for b in ("viable", "possible") if {a, b} <= found.keys()]
+        return found | {f"{a}_{b}": found[a] & found[b] for a, b in both}
 
     masks = jax.vmap(one)(jax.random.split(key, _CHUNK))
     return {name: jnp.sum(mask, dtype=jnp.int32) for name, mask in masks.items()}

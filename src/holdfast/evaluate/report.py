@@ -48,6 +48,7 @@ class Report:
         certificate: `Certificate.to_json`, or None.
         environment: {versions, device, precision, ...}.
         published: name -> published value of the metric, to compare; or None.
+        optimal_control: name -> value of the metric under open-loop optimal control, to compare; or None.
         notes: sentences a reader must know.
     """
 
@@ -65,6 +66,7 @@ class Report:
     certificate: dict[str, Any] | None
     environment: dict[str, Any]
     published: dict[str, float] | None = None
+    optimal_control: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Report:
         """
         data = decode(data)
         known = {each.name for each in dataclasses.fields(Report)}
-        required = known - {"published", "notes"}
+        required = known - {"published", "optimal_control", "notes"}
         if unfit := (required - data.keys()) | (data.keys() - known):
             raise ValueError(f"Report.from_json: missing or unknown fields {sorted(unfit)}; is this a report.json?")
         return Report(**data)
@@ -112,6 +114,7 @@ def make_report(
     interventions: Sequence[Intervention] = (),
     certificate: Certificate | None = None,
     published: Mapping[str, float] | None = None,
+    optimal_control: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
 ) -> Report:
     """Assembles the report of one run.
@@ -123,8 +126,8 @@ def make_report(
         seeds: trained seeds.
         wall_seconds: by phase; evaluation and its compile time are taken from `results` where not given.
         training_safety: {steps, violations, interventions}.
-        coverage, interventions, certificate, published, notes: see `Report`. Notes about diverged episodes, uncertified
-            starts and violations are added.
+        coverage, interventions, certificate, published, optimal_control, notes: see `Report`. Notes about diverged
+            episodes, uncertified starts and violations are added.
 
     Raises:
         ValueError: if there is not one result for each seed.
@@ -156,6 +159,7 @@ def make_report(
         certificate=None if certificate is None else certificate.to_json(),
         environment=environment(results[0].worst_margin.dtype),
         published=None if published is None else dict(published),
+        optimal_control=None if optimal_control is None else dict(optimal_control),
         notes=[*notes, *_notes(safety, certificate)],
     )
     return dataclasses.replace(

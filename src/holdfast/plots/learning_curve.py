@@ -11,7 +11,12 @@ from holdfast.plots.theme import LIGHT, Theme, Width, figure_legend, new_figure
 
 
 def learning_figure(
-    rows: Sequence[Mapping[str, Any]], *, x: str = "step", theme: Theme = LIGHT, width: Width = "wide"
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    x: str = "step",
+    optimal_return: float | None = None,
+    theme: Theme = LIGHT,
+    width: Width = "wide",
 ) -> Figure:
     """Return and shares of intervened and violating steps over training, with bands over seeds.
 
@@ -21,6 +26,7 @@ def learning_figure(
             one number a seed. Rows of several seeds may also stand apart, with a `seed`. Missing or non-finite numbers
             leave gaps.
         x: the row's key for the horizontal axis.
+        optimal_return: of open-loop optimal control, drawn as a dashed line; None: not known.
 
     Raises:
         ValueError: if there are no rows.
@@ -30,6 +36,10 @@ def learning_figure(
     steps, curves = _collect(rows, x, ("return_mean", "interventions", "violations"))
     figure, axes = new_figure(theme, width, 2, row_height=2.0, heights=[1.6, 1.0])
     _draw_band(axes[0, 0], steps, curves["return_mean"], theme.actual, "return", "-")
+    if optimal_return is not None and np.isfinite(optimal_return):
+        axes[0, 0].axhline(
+            optimal_return, linestyle="--", color=theme.reference, linewidth=1.3, label="optimal control"
+        )
     axes[0, 0].set_ylabel("episode return")
     shares = axes[1, 0]
     _draw_band(shares, steps, 100 * curves["interventions"], theme.corrected, "interventions", "-")

@@ -27,6 +27,9 @@ _COVERAGE = (
     ("viable", "can be kept safe by some input sequence at all (viability kernel)"),
     ("kernel_share", "of the viability kernel is certified with the learned backup"),
     ("kernel_share_analytic", "of the viability kernel is certified with the analytic backup"),
+    ("possible", "are not ruled out by physics: a bound on what any policy could keep safe"),
+    ("possible_share", "of those are certified with the learned backup"),
+    ("possible_share_analytic", "of those are certified with the analytic backup"),
     ("starts_certified", "of the start states are certified"),
     ("starts_lower_bound", "of the start states at least, with 95 % confidence"),
 )
@@ -150,7 +153,8 @@ def _certificate_line(certificate: Mapping[str, Any] | None) -> str:
 
 
 def _metrics(report: Report) -> str:
-    published, units = report.published or {}, report.metric_units or {}
+    published, optimal = report.published or {}, report.optimal_control or {}
+    units = report.metric_units or {}
     cards = []
     for name, metric in (report.metrics or {}).items():
         mean, interval = metric.get("mean"), metric.get("ci95") or (None, None)
@@ -159,14 +163,19 @@ def _metrics(report: Report) -> str:
         lines += f"<small>95 % interval {number(interval[0])} to {number(interval[1])}"
         if metric.get("iqm") is not None:
             lines += f" · IQM {number(metric['iqm'])}"
-        lines += "</small>" + _strip(metric.get("per_seed") or (), interval, published.get(name))
-        if published.get(name) is not None:
-            lines += f"<small>published {number(published[name])}{_compared(mean, published[name])}</small>"
+        lines += "</small>" + _strip(metric.get("per_seed") or (), interval, published.get(name), optimal.get(name))
+        for words, other in (("published", published.get(name)), ("optimal control", optimal.get(name))):
+            if other is not None:
+                lines += f"<small>{words} {number(other)}{_compared(mean, other)}</small>"
         cards.append(f'<div class="card">{lines}</div>')
     if not cards:
         return ""
     legend = "Dots are seeds, the bar is the 95 % interval of the mean"
-    legend += ", the vertical line the published value." if published else "."
+    legend += ", the vertical line the published value" if published else ""
+    legend += (
+        ", the dashed one open-loop optimal control, which knows the start and all of the future" if optimal else ""
+    )
+    legend += "."
     return f'<div class="cards">{"".join(cards)}</div><p class="quiet">{legend}</p>'
 
 
@@ -177,9 +186,9 @@ def _compared(mean: Any, published: float) -> str:
     return f" · {percent(abs(change), 2)} {'lower' if change < 0 else 'higher'} here" if change else " · the same here"
 
 
-def _strip(per_seed: Sequence[Any], interval: Sequence[Any], published: Any) -> str:
-    """Seeds, interval and published value on one axis, as a drawing 200 units wide."""
-    shown = [v for v in (*per_seed, *interval, published) if _finite(v)]
+def _strip(per_seed: Sequence[Any], interval: Sequence[Any], published: Any, optimal: Any) -> str:
+    """Seeds, interval, published value and optimal control on one axis, as a drawing 200 units wide."""
+    shown = [v for v in (*per_seed, *interval, published, optimal) if _finite(v)]
     if len(shown) < 2 or max(shown) == min(shown):
         return ""
     low, span = min(shown), max(shown) - min(shown)
@@ -194,9 +203,13 @@ def _strip(per_seed: Sequence[Any], interval: Sequence[Any], published: Any) -> 
     for value in per_seed:
         if _finite(value):
             drawn += f'<circle cx="{at(value)}" cy="13" r="2.6" fill="var(--hf-actual)"/>'
-    if _finite(published):
-        x = at(published)
-        drawn += f'<line x1="{x}" x2="{x}" y1="3" y2="23" stroke="var(--hf-unsafe)" stroke-width="2"/>'
+    for value, look in (
+        (published, 'stroke="var(--hf-unsafe)"'),
+        (optimal, 'stroke="var(--hf-ink)" stroke-dasharray="3 2"'),
+    ):
+        if _finite(value):
+            x = at(value)
+            drawn += f'<line x1="{x}" x2="{x}" y1="3" y2="23" {look} stroke-width="2"/>'
     return f'<svg viewBox="0 0 200 26" aria-hidden="true">{drawn}</svg>'
 
 
@@ -319,6 +332,11 @@ def _coverage(coverage: Mapping[str, Any] | None) -> str:
     if coverage.get("outside_kernel"):
         page += paragraph(
             f"{number(coverage['outside_kernel'])} certified samples lie outside the viability kernel. That cannot be: "
+            "an error is somewhere."
+        )
+    if coverage.get("outside_possible"):
+        page += paragraph(
+            f"{number(coverage['outside_possible'])} certified samples are states that physics rules out. That cannot be: "
             "an error is somewhere."
         )
     drawn = (

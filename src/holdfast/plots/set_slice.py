@@ -1,4 +1,4 @@
-"""Slices through invariant sets: learned, analytic, viable, base."""
+"""Slices through invariant sets: learned, analytic, viable, possible, base."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +19,7 @@ _LOOK: dict[str, tuple[str, Any, str]] = {
     "certified": ("actual", "-", "learned set"),
     "analytic": ("analytic", "--", "analytic set"),
     "viable": ("ink", "-.", "viability kernel"),
+    "possible": ("muted", ":", "not ruled out by physics"),
     "base": ("backup", "-", "base set"),
 }
 

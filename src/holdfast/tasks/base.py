@@ -47,6 +47,8 @@ class Task(eqx.Module):
             `holdfast train` gives them.
         metric_units: metric name -> unit.
         published: metric name -> published value to compare with, if there is one.
+        optimal_control: "return" or a metric's name -> its mean under open-loop optimal control from the task's starts,
+            to compare with, if it was computed (`python -m benchmarks.optimal_control`).
     """
 
     system: eqx.AbstractVar[System]
@@ -59,6 +61,7 @@ class Task(eqx.Module):
     training: ClassVar[dict[str, Any]] = {}
     metric_units: ClassVar[dict[str, str]] = {}
     published: ClassVar[dict[str, float]] = {}
+    optimal_control: ClassVar[dict[str, float]] = {}
 
     @abc.abstractmethod
     def sample_start(self, key: Key[Array, ""]) -> Float[Array, " n"]:
@@ -108,6 +111,13 @@ class Task(eqx.Module):
 
     def viable(self, x: Float[Array, " n"]) -> Bool[Array, ""] | None:
         """Whether any input sequence keeps x safe for ever, where that is known in closed form; else None."""
+        return None
+
+    def possibly_viable(self, x: Float[Array, " n"]) -> Bool[Array, ""] | None:
+        """An upper bound of `viable`: False proves that no input sequence keeps x safe, True proves nothing.
+
+        None where no such bound is known, or nothing beyond `viable`.
+        """
         return None
 
     def scene(self, states: np.ndarray, t: int, context: Any, futures: dict[str, np.ndarray]) -> Scene | None:

@@ -31,6 +31,8 @@ class LaneKeeping(Task):
     episode_steps: ClassVar = 400
     metric_units: ClassVar = {"y_rmse": "m", "v_rmse": "m/s", "psi_rmse": "rad"}
     published: ClassVar = {"y_rmse": 0.52, "v_rmse": 0.83, "psi_rmse": 0.11}
+    # benchmarks/results/lane_keeping_optimal_control.json, mean over 64 starts.
+    optimal_control: ClassVar = {"return": -843.2, "y_rmse": 0.3619, "v_rmse": 0.08125, "psi_rmse": 0.08938}
     amplitude: ClassVar = 2.5
     period: ClassVar = 10.0
 
