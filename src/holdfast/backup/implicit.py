@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from holdfast.backup.arrival import flow_until_arrival
 from holdfast.backup.flow import Flow, backup_flow
 from holdfast.backup.plan import AcceptanceMargins, Plan
 from holdfast.backup.policy import BackupPolicy
@@ -61,15 +62,9 @@ class ImplicitInvariantSet(eqx.Module):
         Acceptance is `all(h >= eps)` over nodes and constraints, never `min(h) >= eps`: XLA's min drops NaN. A NaN
         anywhere before the arrival makes a comparison false, and NaN can not arrive.
         """
-        system, base = self.policy.base.system, self.policy.base
+        base = self.policy.base
         eps_path, eps_base = _at_nodes(acceptance, self.horizon + 1, x.dtype)
-
-        def advance(state, _):
-            action = self.policy(state)
-            return system.step(state, action), (state, action)
-
-        last, (states, actions) = jax.lax.scan(advance, x, None, length=self.horizon)
-        states = jnp.concatenate([states, last[None]])
+        states, actions = flow_until_arrival(self.policy, x, eps_base)
         # All nodes at once, after the loop: its body stays small, which decides run time and compile time.
         slack = jax.vmap(self.safe_set.margin)(states) - eps_path
         base_slack = jax.vmap(base.margin)(states) - eps_base

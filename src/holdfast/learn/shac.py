@@ -260,7 +260,7 @@ class ShacTrainer(eqx.Module):
             }
             # The window's return: rewards while the episode lasts, then the value where it or the window ends.
             gain = discount * shaped + jnp.where(ended, discount * settings.discount * value, 0.0)
-            discount = jnp.where(ended, 1.0, discount * settings.discount)
+            discount = jnp.where(ended, 0.0 if self._whole else 1.0, discount * settings.discount)
             return episode_next, running, last, discount, gain, record
 
         # A commitment costs a whole rollout of the backup: one batch a window, for whoever ends in it.
@@ -284,7 +284,8 @@ class ShacTrainer(eqx.Module):
             return (episodes, running, *carry), (gain, record | {"uncertified_start": ended & uncertified})
 
         keys = jax.random.split(cut_key, settings.window)
-        carry = (state.episodes, state.returns, state.last_returns, jnp.ones(settings.environments))
+        episodes, returns = (fresh, _return_from(fresh)) if self._whole else (state.episodes, state.returns)
+        carry = (episodes, returns, state.last_returns, jnp.ones(settings.environments))
         (episodes, running, last, discount), (gains, window) = jax.lax.scan(advance, carry, (noise, keys))
         final = jax.vmap(lambda e: self._value(state.target, state.normaliser(self._observe(e))))(episodes)
         # An episode that ended with the window has its value already.
@@ -305,6 +306,12 @@ class ShacTrainer(eqx.Module):
         trial = Episode(x.astype(episode.x.dtype), t, episode.context, guard.init(x.astype(episode.x.dtype)))
         chosen = jax.random.bernoulli(whether_key, practice) & _certified(trial.guard)
         return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), trial, episode)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether windows hold whole episodes. Then each begins with new ones, what follows their end does not count, and
+        the objective is their return, with no critic's guess in it."""
+        return self.task.finite and self.settings.window >= self.task.episode_steps
 
     def _limited(self, episode: Episode) -> Episode:
         if self.settings.gradient_limit == float("inf"):
