@@ -88,10 +88,7 @@ def check_system(system: System, states: Float[np.ndarray, "k n"] | None = None,
         box = system.input_box
         inputs = generator.uniform(box.lower, box.upper, (states.shape[0], m))
         inputs[: min(2, len(inputs))] = np.stack([box.lower, box.upper])[: len(inputs)]
-        if isinstance(system, ContinuousSystem):
-            w = np.zeros((len(states), 0 if system.disturbance_box is None else system.disturbance_box.dimension))
-            # Apart from `step`: a derivative of one number would be broadcast over the state without a word.
-            _check_shape(f"{_name(system)}.derivative", system.derivative, (states, inputs, w), (n,))
+        _check_traceable(system, states, inputs)
         _check_function(f"{_name(system)}.step", system.step, (states, inputs), (n,))
         _check_disturbance(system, states, inputs)
         _check_derivatives(f"{_name(system)}.step", system.step, states, inputs)
@@ -100,6 +97,28 @@ def check_system(system: System, states: Float[np.ndarray, "k n"] | None = None,
             raise ConformanceError(
                 f"{_name(system)}.step of a state of NaN", np.asarray(lost), "NaN must be passed on, never replaced"
             )
+
+
+def check_declaration(task: Task) -> None:
+    """Check what can be seen without compiling anything: names, bounds, equilibrium, shapes, and that there is room.
+
+    The first of the checks that `holdfast verify`, `train` and `attack` run on a FILE.py:NAME, before they derive what
+    the task leaves out. `check_task` is the whole.
+
+    Raises:
+        ConformanceError: at the first thing that is wrong.
+    """
+    if not isinstance(task, Task):
+        raise ConformanceError("task", f"a {type(task).__name__}", "subclass holdfast.tasks.Task")
+    with jax.enable_x64(True):
+        name, system = _name(task), task.system
+        if not isinstance(system, System):
+            raise ConformanceError(f"{name}.system", f"a {type(system).__name__}", "it must be a System")
+        _check_words(system)
+        _check_equilibrium(system)
+        x, u = (np.asarray(v, np.float64)[None] for v in system.equilibrium())
+        _check_traceable(system, x, u)
+        _check_safe_set_at(task, x[0])
 
 
 def check_task(task: Task, *, seed: int = 0) -> TaskConformance:
@@ -180,14 +199,31 @@ def _check_words(system: System) -> None:
         raise ConformanceError(f"{name}.dt", system.dt, "give a positive sampling period in seconds")
 
 
+def _check_traceable(system: System, states: np.ndarray, inputs: np.ndarray) -> None:
+    """Shapes of derivative and step; nothing is compiled."""
+    if isinstance(system, ContinuousSystem):
+        w = np.zeros((len(states), 0 if system.disturbance_box is None else system.disturbance_box.dimension))
+        # Apart from `step`: a derivative of one number would be broadcast over the state without a word.
+        _check_shape(f"{_name(system)}.derivative", system.derivative, (states, inputs, w), (system.state_size,))
+    _check_shape(f"{_name(system)}.step", system.step, (states, inputs), (system.state_size,))
+
+
 def _check_equilibrium(system: System) -> None:
     name = _name(system)
-    x, u = (jnp.asarray(v, jnp.float64) for v in system.equilibrium())
+    try:
+        x, u = (jnp.asarray(v, jnp.float64) for v in system.equilibrium())
+    except Exception as error:
+        raise ConformanceError(
+            f"{name}.equilibrium",
+            f"{_name(error)}: {error}",
+            "return two arrays of numbers, the state x* and the input u*",
+        ) from error
     for item, value, size in (("x*", x, system.state_size), ("u*", u, system.input_size)):
         if value.shape != (size,) or not np.all(np.isfinite(value)):
             raise ConformanceError(f"{name}.equilibrium, {item}", f"{np.asarray(value)}", f"give {size} finite numbers")
     if not system.input_box.contains(u):
         raise ConformanceError(f"{name}.equilibrium, u*", f"{np.asarray(u)}", "it must lie in input_box")
+    _check_traceable(system, np.asarray(x)[None], np.asarray(u)[None])
     e = np.asarray(system.error(x))
     if np.any(np.abs(e) > 1e-9):
         raise ConformanceError(f"{name}.error(x*)", e, "it must be zero at the equilibrium")
@@ -270,7 +306,11 @@ def _check_settings(task: Task) -> None:
         raise ConformanceError(f"{name}.safety.input_cost", safety.input_cost, "input costs must be positive")
     box = task.state_box
     if not isinstance(box, Box) or box.dimension != system.state_size:
-        raise ConformanceError(f"{name}.state_box", box, f"give a Box with {system.state_size} numbers")
+        raise ConformanceError(
+            f"{name}.state_box",
+            box,
+            f"give a Box with {system.state_size} numbers, or let holdfast.cli.build.complete_task derive it",
+        )
 
 
 def _check_samples(item: str, sample: Callable, key: Array, n: int) -> np.ndarray:
@@ -286,7 +326,29 @@ def _check_samples(item: str, sample: Callable, key: Array, n: int) -> np.ndarra
     return drawn
 
 
+def _check_safe_set_at(task: Task, x: np.ndarray) -> None:
+    """Whether the equilibrium x lies inside, with room around it."""
+    name, safe_set = f"{_name(task)}.safe_set", task.safe_set
+    if not isinstance(safe_set, Set):
+        raise ConformanceError(name, f"a {_name(safe_set)}", "give a holdfast.sets.Set, as SuperlevelSet(h)")
+    try:
+        rest = np.asarray(safe_set.margin(jnp.asarray(x, jnp.float64)))
+    except Exception as error:
+        right = "it must give a vector, one number a constraint, under jax.jit: as jnp.stack([1 - x[0], 1 + x[0]])"
+        raise ConformanceError(f"{name}.margin", f"{_name(error)}: {error}", right) from error
+    if not np.all(rest > 0):
+        row = int(np.argmin(np.where(np.isfinite(rest), rest, -np.inf)))
+        word = safe_set.names[row] if len(getattr(safe_set, "names", ())) > row else f"row {row}"
+        raise ConformanceError(
+            f"{name}.margin at the equilibrium",
+            f"{rest[row]:.6g} on '{word}'",
+            "all must be > 0, as the base set grows around the equilibrium: give an equilibrium further inside, or a safe set "
+            "with an interior there",
+        )
+
+
 def _check_safe_set(task: Task, states: np.ndarray) -> int:
+    _check_safe_set_at(task, np.asarray(task.system.equilibrium()[0], np.float64))
     name, safe_set = f"{_name(task)}.safe_set", task.safe_set
     if not isinstance(safe_set, Set):
         raise ConformanceError(name, f"a {_name(safe_set)}", "give a holdfast.sets.Set, as SuperlevelSet(h)")
@@ -299,11 +361,6 @@ def _check_safe_set(task: Task, states: np.ndarray) -> int:
         if words and len(words) != shape[0]:
             raise ConformanceError(f"{name}.{item}", f"{len(words)}: {words}", f"give {shape[0]}, one for each margin")
     _check_function(f"{name}.margin", safe_set.margin, (states,), shape)
-    rest = np.asarray(safe_set.margin(jnp.asarray(task.system.equilibrium()[0], jnp.float64)))
-    if not np.all(rest > 0):
-        raise ConformanceError(
-            f"{name}.margin at the equilibrium", rest, "all must be > 0: the base set grows around the equilibrium"
-        )
     if safe_set.contains(jnp.full(x.shape, jnp.nan)):
         raise ConformanceError(f"{name}.contains of a state of NaN", True, "NaN is in no set; do not replace it in h")
     return shape[0]

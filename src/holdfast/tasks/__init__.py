@@ -1,5 +1,10 @@
-"""Tasks: a system with a purpose, a safe set, and plain settings for its safety; and how to roll them out."""
+"""Tasks: a system with a purpose, a safe set, and plain settings for its safety; and how to roll them out.
 
+What a file with a task of one's own needs from `sets` and `systems` is here too, so that it needs one import.
+"""
+
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.systems import ContinuousSystem, System
 from holdfast.tasks.base import SafetySettings, Task
 from holdfast.tasks.lane_keeping import LaneKeeping
 from holdfast.tasks.power_loop import PowerLoop
@@ -7,10 +12,14 @@ from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Episode, reset, rollout, step
 
 __all__ = [
+    "Box",
+    "ContinuousSystem",
     "Episode",
     "LaneKeeping",
     "PowerLoop",
     "SafetySettings",
+    "SuperlevelSet",
+    "System",
     "Task",
     "UnknownTask",
     "make_task",
