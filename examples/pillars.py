@@ -18,7 +18,9 @@ class PointMass(ContinuousSystem):
 
 
 def margins(x):
-    pillars = [(x[0] - east) ** 2 + (x[1] - north) ** 2 - 0.5**2 for east, north in ((1.5, 0), (2.6, 1.2), (2.6, -1.2))]
+    pillars = [
+        (x[0] - east) ** 2 + (x[1] - north) ** 2 - 0.5**2 for east, north in ((1.3, 0.8), (2.3, -0.8), (3.2, 0.9))
+    ]
     return jnp.stack([4 - x[0], x[0] + 1, 2 - x[1], x[1] + 2, *pillars])
 
 
@@ -27,4 +29,4 @@ class Pillars(Task):
     safe_set = SuperlevelSet(margins, ("east", "west", "north", "south", "pillar 1", "pillar 2", "pillar 3"))
 
     def reward(self, x, u, x_next, t, context):
-        return -((x_next[0] - 3.3) ** 2) - x_next[1] ** 2 - 0.02 * jnp.sum(u**2)
+        return -((x_next[0] - 3.5) ** 2) - x_next[1] ** 2 - 0.02 * jnp.sum(u**2)

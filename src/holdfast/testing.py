@@ -224,10 +224,10 @@ def _check_equilibrium(system: System) -> None:
     if not system.input_box.contains(u):
         raise ConformanceError(f"{name}.equilibrium, u*", f"{np.asarray(u)}", "it must lie in input_box")
     _check_traceable(system, np.asarray(x)[None], np.asarray(u)[None])
-    e = np.asarray(system.error(x))
+    e, moved = jax.jit(lambda x, u: (system.error(x), system.error(system.step(x, u))))(x, u)
+    e, moved = np.asarray(e), np.asarray(moved)
     if np.any(np.abs(e) > 1e-9):
         raise ConformanceError(f"{name}.error(x*)", e, "it must be zero at the equilibrium")
-    moved = np.asarray(system.error(system.step(x, u)))
     if not np.all(np.abs(moved) <= 1e-6):
         raise ConformanceError(
             f"{name}.equilibrium: error(step(x*, u*))", moved, "it must be zero; correct x*, u*, or what `error` drops"
@@ -341,7 +341,7 @@ def _check_safe_set_at(task: Task, x: np.ndarray) -> None:
         word = safe_set.names[row] if len(getattr(safe_set, "names", ())) > row else f"row {row}"
         raise ConformanceError(
             f"{name}.margin at the equilibrium",
-            f"{rest[row]:.6g} on '{word}'",
+            f"{rest[row] + 0.0:.6g} on '{word}'",
             "all must be > 0, as the base set grows around the equilibrium: give an equilibrium further inside, or a safe set "
             "with an interior there",
         )

@@ -17,7 +17,7 @@ from holdfast.certify.base_set import NotProvable
 from holdfast.certify.containment import largest_inside_level
 from holdfast.certify.interpreter import IntervalDomain, Program
 from holdfast.certify.interval import Interval
-from holdfast.certify.invariance import largest_invariant_level
+from holdfast.certify.invariance import prove_invariance
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import System, linearise
 
@@ -29,9 +29,11 @@ _TURN = 3.15
 _COUNT, _LONGEST = 512, 400
 #: Input costs tried, as multiples of Bryson's, until a base set can be proved.
 _INPUT_SCALES = (1.0, 0.1, 10.0, 0.01, 100.0)
-#: The first look at whether anything can be proved: a share of the level below which no input saturates, and its budget.
-_FIRST_SHARE, _FIRST_BOXES = 0.25, 20_000
+#: The first look at whether anything can be proved: shares of the level below which no input saturates, and its budget.
+_FIRST_SHARES, _FIRST_BOXES = (0.25, 0.02), 20_000
 _SHORTEST_HORIZON, _LONGEST_HORIZON = 10, 200
+#: A horizon that is given is refused if fewer of the arriving states than this arrive within it.
+_LEAST_IN_TIME = 0.1
 #: Starts: shares of the region that are tried, the largest of which so many must arrive.
 _START_SHARES, _ARRIVING = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05), 0.99
 
@@ -84,11 +86,11 @@ def derive_defaults(
     """
     if state_box is None:
         state_box = _state_box(system, safe_set)
-    radii = _error_radii(system, safe_set, state_box)
+    states = _safe_states(safe_set, state_box)
+    radii = _error_radii(system, states)
     state_cost = state_cost or tuple(_nice(1 / radii**2).tolist())
     base, input_cost = _base(system, safe_set, state_cost, input_cost)
     loop = _SaturatedLoop(base, safe_set)
-    states = _safe_states(system, safe_set, state_box)
     horizon = loop.checked(horizon, states) if horizon else loop.horizon(states)
     if start_box is None:
         start_box = loop.start_box(radii, horizon)
@@ -173,7 +175,7 @@ def _refuse_moving_on(system: System, free: np.ndarray) -> None:
     """A coordinate that goes on moving at a relative equilibrium leaves every region: its plans are accepted for a while."""
     with jax.enable_x64(True):
         x, u = (jnp.asarray(v, jnp.float64) for v in system.equilibrium())
-        moved = np.abs(np.asarray(system.step(x, u) - x)) > 1e-6
+        moved = np.abs(np.asarray(jax.jit(lambda x, u: system.step(x, u) - x)(x, u))) > 1e-6
     for i in np.flatnonzero(moved & free):
         raise ValueError(
             f"{type(system).__name__}: '{system.state_names[i]}' moves on at the equilibrium, and neither the safe set nor a "
@@ -182,11 +184,11 @@ def _refuse_moving_on(system: System, free: np.ndarray) -> None:
         )
 
 
-def _safe_states(system: System, safe_set: SuperlevelSet, state_box: Box) -> np.ndarray:
+def _safe_states(safe_set: SuperlevelSet, state_box: Box) -> np.ndarray:
     """States of the box that are safe, at most `_COUNT`, [k, n]."""
     states = np.random.default_rng(1).uniform(state_box.lower, state_box.upper, (40 * _COUNT, state_box.dimension))
     with jax.enable_x64(True):
-        states = states[np.asarray(jax.jit(jax.vmap(safe_set.contains))(states))]
+        states = states[np.asarray(jax.jit(jax.vmap(lambda x: safe_set.contains(x)))(states))]
     if not len(states):
         raise ValueError(
             f"safe set: none of {40 * _COUNT} states drawn from the state box {state_box.lower} to {state_box.upper} is safe; "
@@ -195,11 +197,10 @@ def _safe_states(system: System, safe_set: SuperlevelSet, state_box: Box) -> np.
     return states[:_COUNT]
 
 
-def _error_radii(system: System, safe_set: SuperlevelSet, state_box: Box) -> np.ndarray:
-    """Size of each error over the safe states of the box, [e]: what one of twenty exceeds, as a chart may be singular."""
-    states = _safe_states(system, safe_set, state_box)
+def _error_radii(system: System, states: np.ndarray) -> np.ndarray:
+    """Size of each error over the states, [e]: what one of twenty exceeds, as a chart may be singular."""
     with jax.enable_x64(True):
-        errors = np.abs(np.asarray(jax.vmap(system.error)(jnp.asarray(states))))
+        errors = np.abs(np.asarray(jax.jit(jax.vmap(lambda x: system.error(x)))(states)))
     return np.maximum(np.quantile(errors, 0.95, axis=0), 1e-6)
 
 
@@ -228,10 +229,13 @@ def _base(system: System, safe_set: SuperlevelSet, state_cost, input_cost) -> tu
         if contained.result != "proved":
             reasons.append(f"input_cost = {_words(cost)}: no level lies in the safe set ({contained.reason})")
             continue
-        first = largest_invariant_level(
-            base.closed_loop, P, _FIRST_SHARE * contained.level, rtol=0.5, max_boxes=_FIRST_BOXES
-        )
-        if first.result == "proved" or input_cost:
+        first = None
+        for share in () if input_cost else _FIRST_SHARES:
+            level = share * contained.level
+            first = prove_invariance(base.closed_loop, P, level, max_boxes=_FIRST_BOXES, falsify=False)
+            if first.result == "proved":
+                break
+        if first is None or first.result == "proved":
             return base.at_level(contained.level), cost
         reasons.append(f"input_cost = {_words(cost)}: not proved invariant ({first.reason})")
     raise NotProvable(
@@ -284,7 +288,7 @@ class _SaturatedLoop:
         """A horizon that was given, refused where next to no state arrives within it."""
         steps = self.arrival(states)
         outside = steps[steps > 0]
-        if len(outside) >= 10 and np.mean(outside <= horizon) < 0.02:
+        if len(outside) >= 10 and np.mean(outside <= horizon) < _LEAST_IN_TIME:
             raise ValueError(
                 f"safety.horizon = {horizon} is too short to arrive: the base controller takes {int(np.median(outside))} steps "
                 f"from half of the states from which it arrives safely, and at least {int(outside.min())}. Give "
@@ -293,11 +297,11 @@ class _SaturatedLoop:
         return horizon
 
     def start_box(self, radii: np.ndarray, horizon: int) -> Box:
-        system, rng = self.base.system, np.random.default_rng(2)
+        rng, lift = np.random.default_rng(2), jax.jit(jax.vmap(lambda e: self.base.system.lift(e)))
         for share in _START_SHARES:
             half = -_nice(-share * radii)
             with jax.enable_x64(True):
-                states = np.asarray(jax.vmap(system.lift)(jnp.asarray(rng.uniform(-half, half, (_COUNT, len(half))))))
+                states = np.asarray(lift(rng.uniform(-half, half, (_COUNT, len(half)))))
             steps = self.arrival(states)
             if np.mean((steps >= 0) & (steps <= horizon)) >= _ARRIVING:
                 return Box(-half, half)
