@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -15,16 +16,21 @@ import numpy as np
 import pytest
 
 import holdfast.cli.training as training
+from holdfast.certify import safe_bounds
 from holdfast.cli import main
 from holdfast.cli.build import NotUseful, certify_task, load_task, make_guard, physics_of, require_useful_backup
 from holdfast.cli.config import TrainConfig
+from holdfast.cli.own import complete_task
 from holdfast.evaluate import attack
 from holdfast.evaluate.adversaries import HeldCorners
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.tasks import SafetySettings, Task
 
 commands = importlib.import_module("holdfast.cli.main")  # the package's `main` is the function
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {"pillars": "Pillars", "cart_pole": "ShortTrack", "annulus": "Annulus"}
 LONGEST = 30
+TUTORIAL = (ROOT / "docs" / "your_own_system.md").read_text(encoding="utf-8")
 
 
 def spec(name):
@@ -168,41 +174,18 @@ class _Report:
 
 # ----------------------------------------------------------------------------------------------------------- bad input
 
-GOOD = """
-import jax.numpy as jnp
-
-from holdfast.tasks import Box, ContinuousSystem, SafetySettings, SuperlevelSet, Task
-
-
-class Cart(ContinuousSystem):
-    state_names, input_names = ("p", "v"), ("a",)
-    dt, input_box = 0.1, Box([-1.0], [1.0])
-
-    def derivative(self, x, u, w):
-        return jnp.stack([x[1], u[0]])
-
-    def equilibrium(self):
-        return jnp.zeros(2), jnp.zeros(1)
-
-
-class Stay(Task):
-    system = Cart()
-    safe_set = SuperlevelSet(lambda x: jnp.stack([1 - x[0], 1 + x[0]]), ("right wall", "left wall"))
-
-    def reward(self, x, u, x_next, t, context):
-        return -((x_next[0] - 1.2) ** 2)
-"""
+GOOD, LOOP = re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL)
 REWARD = GOOD[GOOD.index("\n    def reward") :]
 
 # What is wrong: (replaced, by what, exit code, words of the message).
 BAD = {
-    "does not import": ("import jax.numpy as jnp", "import no_such_module", 2, ["no_such_module", "(line 2)"]),
+    "does not import": ("import jax.numpy as jnp", "import no_such_module", 2, ["no_such_module", "(line 1)"]),
     "syntax": ("class Cart(", "class Cart((", 2, ["does not import: SyntaxError", "(line"]),
     "fails while importing": (
         "dt, input_box = 0.1,",
         "dt, input_box = DT,",
         2,
-        ["name 'DT' is not defined", "(line 9)"],
+        ["name 'DT' is not defined", "(line 8)"],
     ),
     "no bounds": (
         "dt, input_box = 0.1, Box([-1.0], [1.0])",
@@ -216,7 +199,7 @@ BAD = {
     "no reward": (REWARD, "", 2, ["class Stay lacks reward", "x_next"]),
     "infinite bound": ("[1.0])", "[jnp.inf])", 2, ["input_box: saw [-1.] to [inf]", "give finite bounds"]),
     "bounds of another size": ('("a",)', '("a", "b")', 2, ["input_box: saw 1 numbers; give 2"]),
-    "bounds upside down": ("Box([-1.0], [1.0])", "Box([1.0], [-1.0])", 2, ["lower[0] = 1.0 is not <=", "(line 9)"]),
+    "bounds upside down": ("Box([-1.0], [1.0])", "Box([1.0], [-1.0])", 2, ["lower[0] = 1.0 is not <=", "(line 8)"]),
     "no period": ("0.1, Box", "0.0, Box", 2, ["Cart.dt: saw 0.0; give a positive"]),
     "derivative of the wrong shape": (
         "[x[1], u[0]]",
@@ -308,16 +291,59 @@ def test_bad_input_is_one_message_that_names_the_item_and_says_what_to_give(wron
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_the_same_file_without_the_mistakes_is_fine(tmp_path):
-    (tmp_path / "mine.py").write_text(GOOD)
-    task = load_task(f"{tmp_path}/mine.py:Stay")
-    assert task.name == "Stay" and task.safety.state_cost and load_task(f"{tmp_path}/mine.py:Stay") is task
-    # A comment is no physics; another bound is.
-    (tmp_path / "mine.py").write_text("# mine\n" + GOOD)
-    assert physics_of(load_task(f"{tmp_path}/mine.py:Stay")) == physics_of(task)
-    proof = certify_task(task, level=None, horizon=None)
-    assert proof.certificate.holds
+def test_the_tutorial_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cart.py").write_text(GOOD)
+    names = names_of(LOOP)
+    assert 0.8 < float(names["x"][0]) <= 1.0 and bool(names["plan"].certified)
+    task, proof = names["task"], names["proof"]
+    assert proof.certificate.holds and task.name == "Stay" and load_task("cart.py:Stay") is task
+    # A comment is no physics, and it does not matter where the file lies.
+    moved = tmp_path / "elsewhere.py"
+    moved.write_text("# mine\n" + GOOD)
+    assert physics_of(load_task(f"{moved}:Stay")) == physics_of(task)
     # With a small base set and a horizon of one step the backup is of no use, and the error says what happens instead.
-    require_useful_backup(task, proof, None, task.safety.horizon)
     with pytest.raises(NotUseful, match=r"certifies 0.00% .* do not arrive .* horizon = 1 steps.*longer horizon"):
         require_useful_backup(task, certify_task(task, level=1e-3, horizon=1), None, 1)
+
+
+def names_of(source):
+    names: dict = {}
+    exec(compile(source, "tutorial", "exec"), names)
+    return names
+
+
+def test_the_tutorial_names_commands_settings_and_a_picture_that_there_are():
+    for command in re.findall(r"^\$ holdfast (\w+)", TUTORIAL, flags=re.MULTILINE):
+        assert command in {"verify", "train", "attack"}
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", TUTORIAL):
+        assert (ROOT / "docs" / picture).is_file()
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| `(\w+ = [^`]+)`", TUTORIAL, flags=re.MULTILINE)
+    assert len(rows) == 7
+    for row in rows:
+        name = row.split(" = ")[0]
+        given = names_of(f"{GOOD}\n\nclass Other(Stay):\n    {row}\n")["Other"]()
+        assert getattr(given, name) is not getattr(Task, name)
+
+
+def test_what_is_given_is_not_derived():
+    class Given(names_of(GOOD)["Stay"]):  # with an annotation or without: both count
+        state_box = Box([-1.0, -2.0], [1.0, 2.0])
+        start_box: Box = Box([-0.1, -0.1], [0.1, 0.1])
+        safety: SafetySettings = SafetySettings((1.0, 1.0), (1.0,), 30)
+        episode_steps = 17
+
+    found = complete_task(Given())
+    assert (found.name, found.episode_steps, found.safety.horizon) == ("Given", 17, 30)
+    assert found.state_box is Given.state_box and isinstance(found, Given)
+    assert len(jax.tree.leaves(found)) == 2  # the annotated box is a field; the rest is constant
+
+
+def test_bounds_of_the_safe_set_are_found_by_intervals():
+    system = names_of(GOOD)["Cart"]()
+    both = SuperlevelSet(lambda x: jnp.stack([4 - x[0] ** 2 - 2 * x[1] ** 2, 1.5 - x[1]]))
+    lower, upper = safe_bounds(system, both)
+    np.testing.assert_allclose(lower, [-2.0, -1.42], atol=0.011)
+    np.testing.assert_allclose(upper, [2.0, 1.42], atol=0.011)
+    lower, upper = safe_bounds(system, SuperlevelSet(lambda x: (1 - x[0])[None]))
+    assert upper[0] == 1.0 and np.isinf(lower[0]) and np.isinf(lower[1]) and np.isinf(upper[1])
