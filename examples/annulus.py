@@ -1,5 +1,4 @@
-"""A Dubins car circles between two walls; where on its circle it is does not matter, so `error` drops that."""
-
+# A Dubins car circles between two walls: where on its circle it is does not matter, so `error` drops that.
 import jax.numpy as jnp
 
 from holdfast.tasks import Box, ContinuousSystem, SuperlevelSet, Task
@@ -16,16 +15,16 @@ class Dubins(ContinuousSystem):
         return jnp.array([3.0, 0.0, jnp.pi / 2]), jnp.array([1 / 3])
 
     def error(self, x):  # distance from the circle of radius 3, heading against its tangent
-        inwards, along = -x[0] * jnp.cos(x[2]) - x[1] * jnp.sin(x[2]), x[0] * jnp.sin(x[2]) - x[1] * jnp.cos(x[2])
-        return jnp.stack([jnp.sqrt(x[0] ** 2 + x[1] ** 2) - 3, jnp.arctan2(inwards, along)])
+        cos, sin, _ = self.derivative(x, x, x)
+        return jnp.stack([jnp.sqrt(x[:2] @ x[:2]) - 3, jnp.arctan2(-x[0] * cos - x[1] * sin, x[0] * sin - x[1] * cos)])
 
     def lift(self, e):
         return jnp.stack([3 + e[0], 0 * e[0], jnp.pi / 2 + e[1]])
 
 
 class Annulus(Task):
-    system, square = Dubins(), lambda x: x[0] ** 2 + x[1] ** 2
-    safe_set = SuperlevelSet(lambda x: jnp.stack([16 - Annulus.square(x), Annulus.square(x) - 4]), ("outer", "inner"))
+    system = Dubins()
+    safe_set = SuperlevelSet(lambda x: jnp.stack([16 - x[:2] @ x[:2], x[:2] @ x[:2] - 4]), ("outer", "inner"))
 
     def reward(self, x, u, x_next, t, context):
-        return -((jnp.sqrt(x_next[0] ** 2 + x_next[1] ** 2) - 1.9) ** 2)
+        return -((jnp.sqrt(x_next[:2] @ x_next[:2]) - 2.2) ** 2)

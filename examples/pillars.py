@@ -18,9 +18,7 @@ class PointMass(ContinuousSystem):
 
 
 def margins(x):
-    pillars = [
-        (x[0] - east) ** 2 + (x[1] - north) ** 2 - 0.5**2 for east, north in ((1.3, 0.8), (2.3, -0.8), (3.2, 0.9))
-    ]
+    pillars = [(x[0] - a) ** 2 + (x[1] - b) ** 2 - 0.5**2 for a, b in ((1.3, 0.8), (2.3, -0.8), (3.2, 0.9))]
     return jnp.stack([4 - x[0], x[0] + 1, 2 - x[1], x[1] + 2, *pillars])
 
 

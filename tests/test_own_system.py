@@ -91,8 +91,9 @@ def test_an_example_is_verified(name, certified):
     assert task.name == EXAMPLES[name] and task.episode_steps >= 100
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example_withstands_an_attack(name, certified):
+def test_an_example_withstands_an_attack(certified):
+    """One of them here, with the base controller for its backup; benchmarks/examples.py attacks the trained ones."""
+    name = "cart_pole"
     task, proof = certified(name)
     guard = make_guard(task, proof, None, TrainConfig(name))
     found = attack(task, guard, steps=6400, batch=64, adversaries=(HeldCorners(task.system.input_box),))
@@ -108,7 +109,7 @@ def test_what_is_derived_for_the_pillars(certified):
     assert task.safety.input_cost == (0.25, 0.25)  # Bryson: 1 / 2^2
     assert 20 <= task.safety.horizon <= 60
     starts = jax.vmap(task.sample_start)(jax.random.split(jax.random.key(0), 64))
-    assert jnp.all(jnp.abs(starts) <= task.start_box.upper) and jnp.all(jax.vmap(task.safe_set.contains)(starts))
+    assert np.all(np.abs(starts) <= task.start_box.upper[None]) and jnp.all(jax.vmap(task.safe_set.contains)(starts))
     assert np.all(proof.base_set.ellipsoid.bounding_radii()[:2] < 1.2)
 
 

@@ -100,20 +100,9 @@ def check_system(system: System, states: Float[np.ndarray, "k n"] | None = None,
 
 
 def check_declaration(task: Task) -> None:
-    """Check what can be seen without compiling anything: names, bounds, equilibrium, shapes, and that there is room.
-
-    The first of the checks that `holdfast verify`, `train` and `attack` run on a FILE.py:NAME, before they derive what
-    the task leaves out. `check_task` is the whole.
-
-    Raises:
-        ConformanceError: at the first thing that is wrong.
-    """
-    if not isinstance(task, Task):
-        raise ConformanceError("task", f"a {type(task).__name__}", "subclass holdfast.tasks.Task")
+    """The cheap part of `check_task`, for a task whose settings are not derived yet: names, bounds, equilibrium, shapes."""
     with jax.enable_x64(True):
-        name, system = _name(task), task.system
-        if not isinstance(system, System):
-            raise ConformanceError(f"{name}.system", f"a {type(system).__name__}", "it must be a System")
+        _, system = _check_kinds(task)
         _check_words(system)
         _check_equilibrium(system)
         x, u = (np.asarray(v, np.float64)[None] for v in system.equilibrium())
@@ -137,12 +126,8 @@ def check_task(task: Task, *, seed: int = 0) -> TaskConformance:
     Raises:
         ConformanceError: at the first thing that is wrong.
     """
-    if not isinstance(task, Task):
-        raise ConformanceError("task", f"a {type(task).__name__}", "subclass holdfast.tasks.Task")
     with jax.enable_x64(True):
-        name, system = _name(task), task.system
-        if not isinstance(system, System):
-            raise ConformanceError(f"{name}.system", f"a {type(system).__name__}", "it must be a System")
+        name, system = _check_kinds(task)
         _check_settings(task)
         start_key, state_key, context_key = jax.random.split(jax.random.key(seed), 3)
         starts = _check_samples(f"{name}.sample_start", task.sample_start, start_key, system.state_size)
@@ -179,9 +164,8 @@ def _check_words(system: System) -> None:
         ("input_units", system.input_units, system.input_names),
     ):
         if units and len(units) != len(names):
-            raise ConformanceError(
-                f"{name}.{item}", f"{len(units)} units", f"give {len(names)}, one for each of {names}"
-            )
+            right = f"give {len(names)}, one for each of {names}"
+            raise ConformanceError(f"{name}.{item}", f"{len(units)} units", right)
     box = system.input_box
     if not isinstance(box, Box):
         raise ConformanceError(f"{name}.input_box", f"a {_name(box)}", "give a holdfast.sets.Box")
@@ -192,9 +176,8 @@ def _check_words(system: System) -> None:
             f"give {system.input_size}, one for each of {system.input_names}",
         )
     if not (np.all(np.isfinite(box.lower)) and np.all(np.isfinite(box.upper)) and np.all(box.lower < box.upper)):
-        raise ConformanceError(
-            f"{name}.input_box", f"{box.lower} to {box.upper}", "give finite bounds with lower < upper"
-        )
+        seen = f"{box.lower} to {box.upper}"
+        raise ConformanceError(f"{name}.input_box", seen, "give finite bounds with lower < upper")
     if not (np.ndim(system.dt) == 0 and np.isfinite(system.dt) and system.dt > 0):
         raise ConformanceError(f"{name}.dt", system.dt, "give a positive sampling period in seconds")
 
@@ -229,9 +212,8 @@ def _check_equilibrium(system: System) -> None:
     if np.any(np.abs(e) > 1e-9):
         raise ConformanceError(f"{name}.error(x*)", e, "it must be zero at the equilibrium")
     if not np.all(np.abs(moved) <= 1e-6):
-        raise ConformanceError(
-            f"{name}.equilibrium: error(step(x*, u*))", moved, "it must be zero; correct x*, u*, or what `error` drops"
-        )
+        right = "it must be zero; correct x*, u*, or what `error` drops"
+        raise ConformanceError(f"{name}.equilibrium: error(step(x*, u*))", moved, right)
 
 
 def _check_error_coordinates(system: System, errors: np.ndarray) -> None:
@@ -288,6 +270,15 @@ def _check_derivatives(item: str, function: Callable, states: np.ndarray, inputs
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
 
+def _check_kinds(task: Task) -> tuple[str, System]:
+    if not isinstance(task, Task):
+        raise ConformanceError("task", f"a {type(task).__name__}", "subclass holdfast.tasks.Task")
+    name, system = _name(task), task.system
+    if not isinstance(system, System):
+        raise ConformanceError(f"{name}.system", f"a {type(system).__name__}", "it must be a System")
+    return name, system
+
+
 def _check_settings(task: Task) -> None:
     name, system, safety = _name(task), task.system, task.safety
     if not (isinstance(task.name, str) and task.name):
@@ -306,11 +297,8 @@ def _check_settings(task: Task) -> None:
         raise ConformanceError(f"{name}.safety.input_cost", safety.input_cost, "input costs must be positive")
     box = task.state_box
     if not isinstance(box, Box) or box.dimension != system.state_size:
-        raise ConformanceError(
-            f"{name}.state_box",
-            box,
-            f"give a Box with {system.state_size} numbers, or let holdfast.cli.build.complete_task derive it",
-        )
+        right = f"give a Box with {system.state_size} numbers, or let holdfast.cli.own.complete_task derive it"
+        raise ConformanceError(f"{name}.state_box", box, right)
 
 
 def _check_samples(item: str, sample: Callable, key: Array, n: int) -> np.ndarray:
@@ -338,20 +326,14 @@ def _check_safe_set_at(task: Task, x: np.ndarray) -> None:
         raise ConformanceError(f"{name}.margin", f"{_name(error)}: {error}", right) from error
     if not np.all(rest > 0):
         row = int(np.argmin(np.where(np.isfinite(rest), rest, -np.inf)))
-        word = safe_set.names[row] if len(getattr(safe_set, "names", ())) > row else f"row {row}"
-        raise ConformanceError(
-            f"{name}.margin at the equilibrium",
-            f"{rest[row] + 0.0:.6g} on '{word}'",
-            "all must be > 0, as the base set grows around the equilibrium: give an equilibrium further inside, or a safe set "
-            "with an interior there",
-        )
+        seen = f"{rest[row] + 0.0:.6g} on '{[*getattr(safe_set, 'names', ()), *map(str, range(row + 1))][row]}'"
+        right = "all must be > 0: move the equilibrium inside, or give a safe set with an interior there"
+        raise ConformanceError(f"{name}.margin at the equilibrium", seen, right)
 
 
 def _check_safe_set(task: Task, states: np.ndarray) -> int:
     _check_safe_set_at(task, np.asarray(task.system.equilibrium()[0], np.float64))
     name, safe_set = f"{_name(task)}.safe_set", task.safe_set
-    if not isinstance(safe_set, Set):
-        raise ConformanceError(name, f"a {_name(safe_set)}", "give a holdfast.sets.Set, as SuperlevelSet(h)")
     x = jax.ShapeDtypeStruct((task.system.state_size,), jnp.float64)
     shape = jax.eval_shape(safe_set.margin, x).shape
     if len(shape) != 1 or shape[0] < 1:
@@ -395,14 +377,12 @@ def _check_metrics(task: Task, states: np.ndarray, context: Any) -> None:
         raise ConformanceError(f"{name}.metrics", f"a {_name(metrics)}", "return a dict, name -> number")
     for word, value in metrics.items():
         if np.shape(value) != () or not np.isfinite(value):
-            raise ConformanceError(
-                f"{name}.metrics, {word}", np.asarray(value), "it must be one finite number an episode"
-            )
+            right = "it must be one finite number an episode"
+            raise ConformanceError(f"{name}.metrics, {word}", np.asarray(value), right)
     for word in task.metric_units:
         if word not in metrics:
-            raise ConformanceError(
-                f"{name}.metric_units", f"a unit of {word!r}", f"the metrics are: {', '.join(metrics) or 'none'}"
-            )
+            right = f"the metrics are: {', '.join(metrics) or 'none'}"
+            raise ConformanceError(f"{name}.metric_units", f"a unit of {word!r}", right)
 
 
 def _check_viable(task: Task, states: np.ndarray) -> None:
@@ -411,9 +391,8 @@ def _check_viable(task: Task, states: np.ndarray) -> None:
     viable = np.asarray(jax.jit(jax.vmap(task.viable))(jnp.asarray(states)))
     inside = np.asarray(jax.vmap(task.safe_set.contains)(jnp.asarray(states)))
     if viable.shape != inside.shape or viable.dtype != bool:
-        raise ConformanceError(
-            f"{_name(task)}.viable", f"{viable.dtype}{viable.shape}", "it must give one bool a state"
-        )
+        seen = f"{viable.dtype}{viable.shape}"
+        raise ConformanceError(f"{_name(task)}.viable", seen, "it must give one bool a state")
     if np.any(viable & ~inside):
         raise ConformanceError(
             f"{_name(task)}.viable",
