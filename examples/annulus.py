@@ -15,8 +15,8 @@ class Dubins(ContinuousSystem):
         return jnp.array([3.0, 0.0, jnp.pi / 2]), jnp.array([1 / 3])
 
     def error(self, x):  # distance from the circle of radius 3, heading against its tangent
-        cos, sin, _ = self.derivative(x, x, x)
-        return jnp.stack([jnp.sqrt(x[:2] @ x[:2]) - 3, jnp.arctan2(-x[0] * cos - x[1] * sin, x[0] * sin - x[1] * cos)])
+        r, (c, s, _) = jnp.sqrt(jnp.sum(x[:2] ** 2)), self.derivative(x, x, x)
+        return jnp.stack([r - 3, jnp.arctan2(-x[0] * c - x[1] * s, x[0] * s - x[1] * c)])
 
     def lift(self, e):
         return jnp.stack([3 + e[0], 0 * e[0], jnp.pi / 2 + e[1]])
@@ -24,7 +24,9 @@ class Dubins(ContinuousSystem):
 
 class Annulus(Task):
     system = Dubins()
-    safe_set = SuperlevelSet(lambda x: jnp.stack([16 - x[:2] @ x[:2], x[:2] @ x[:2] - 4]), ("outer", "inner"))
+    safe_set = SuperlevelSet(
+        lambda x: jnp.stack([16 - jnp.sum(x[:2] ** 2), jnp.sum(x[:2] ** 2) - 4]), ("outer", "inner")
+    )
 
     def reward(self, x, u, x_next, t, context):
-        return -((jnp.sqrt(x_next[:2] @ x_next[:2]) - 2.2) ** 2)
+        return -((jnp.sqrt(jnp.sum(x_next[:2] ** 2)) - 2.2) ** 2)
