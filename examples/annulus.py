@@ -24,9 +24,7 @@ class Dubins(ContinuousSystem):
 
 class Annulus(Task):
     system = Dubins()
-    safe_set = SuperlevelSet(
-        lambda x: jnp.stack([16 - jnp.sum(x[:2] ** 2), jnp.sum(x[:2] ** 2) - 4]), ("outer", "inner")
-    )
+    safe_set = SuperlevelSet(lambda x: jnp.stack([16 - jnp.sum(x[:2] ** 2), jnp.sum(x[:2] ** 2) - 4]), ("out", "in"))
 
     def reward(self, x, u, x_next, t, context):
         return -((jnp.sqrt(jnp.sum(x_next[:2] ** 2)) - 2.2) ** 2)
