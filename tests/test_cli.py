@@ -306,7 +306,7 @@ def test_files_that_are_no_tasks(own, tmp_path):
         (f"{own}", "name the class as well"),
         (f"{own}:Sty", "has no task Sty; its tasks are: Stay, NeedsArguments"),
         (f"{own}:NeedsArguments", "NeedsArguments() fails: TypeError"),
-        (f"{own}:Raises", "Raises() fails: TypeError: no length given. Give every field a default"),
+        (f"{own}:Raises", "Raises() fails: TypeError: no length given (line 55). Give every field a default"),
     ]:
         answer = holdfast("verify", spec)
         assert answer.code == 2 and message in answer.err, spec
@@ -315,7 +315,7 @@ def test_files_that_are_no_tasks(own, tmp_path):
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("OffTrack", 1, "the equilibrium has margin -0.5 on 'right end'"),
+        ("OffTrack", 2, "margin at the equilibrium: saw -0.5 on 'right end'"),
         ("Unsteerable", 2, "cannot be stabilised by LQR"),
         ("TooSteep", 1, "not proved"),
     ],

@@ -148,7 +148,7 @@ def test_a_sabotaged_task_is_named(attributes, message):
         (_safe_set(lambda x: 1.0 - x**2, names=("left",)), "names: saw 1"),
         (_safe_set(lambda x: -(x**2)), "at the equilibrium"),
         (_safe_set(lambda x: 1.0 - jnp.nan_to_num(x) ** 2), "NaN is in no set"),
-        (_safe_set(lambda x: jnp.log(x + 0.5)), "margin: saw .* it must be finite"),
+        (_safe_set(lambda x: jnp.log(2 * x + 1.5)), "margin: saw .* it must be finite"),
     ],
 )
 def test_a_sabotaged_field_is_named(fields, message):

@@ -88,10 +88,7 @@ def check_system(system: System, states: Float[np.ndarray, "k n"] | None = None,
         box = system.input_box
         inputs = generator.uniform(box.lower, box.upper, (states.shape[0], m))
         inputs[: min(2, len(inputs))] = np.stack([box.lower, box.upper])[: len(inputs)]
-        if isinstance(system, ContinuousSystem):
-            w = np.zeros((len(states), 0 if system.disturbance_box is None else system.disturbance_box.dimension))
-            # Apart from `step`: a derivative of one number would be broadcast over the state without a word.
-            _check_shape(f"{_name(system)}.derivative", system.derivative, (states, inputs, w), (n,))
+        _check_traceable(system, states, inputs)
         _check_function(f"{_name(system)}.step", system.step, (states, inputs), (n,))
         _check_disturbance(system, states, inputs)
         _check_derivatives(f"{_name(system)}.step", system.step, states, inputs)
@@ -100,6 +97,17 @@ def check_system(system: System, states: Float[np.ndarray, "k n"] | None = None,
             raise ConformanceError(
                 f"{_name(system)}.step of a state of NaN", np.asarray(lost), "NaN must be passed on, never replaced"
             )
+
+
+def check_declaration(task: Task) -> None:
+    """The cheap part of `check_task`, for a task whose settings are not derived yet: names, bounds, equilibrium, shapes."""
+    with jax.enable_x64(True):
+        _, system = _check_kinds(task)
+        _check_words(system)
+        _check_equilibrium(system)
+        x, u = (np.asarray(v, np.float64)[None] for v in system.equilibrium())
+        _check_traceable(system, x, u)
+        _check_safe_set_at(task, x[0])
 
 
 def check_task(task: Task, *, seed: int = 0) -> TaskConformance:
@@ -118,12 +126,8 @@ def check_task(task: Task, *, seed: int = 0) -> TaskConformance:
     Raises:
         ConformanceError: at the first thing that is wrong.
     """
-    if not isinstance(task, Task):
-        raise ConformanceError("task", f"a {type(task).__name__}", "subclass holdfast.tasks.Task")
     with jax.enable_x64(True):
-        name, system = _name(task), task.system
-        if not isinstance(system, System):
-            raise ConformanceError(f"{name}.system", f"a {type(system).__name__}", "it must be a System")
+        name, system = _check_kinds(task)
         _check_settings(task)
         start_key, state_key, context_key = jax.random.split(jax.random.key(seed), 3)
         starts = _check_samples(f"{name}.sample_start", task.sample_start, start_key, system.state_size)
@@ -160,9 +164,8 @@ def _check_words(system: System) -> None:
         ("input_units", system.input_units, system.input_names),
     ):
         if units and len(units) != len(names):
-            raise ConformanceError(
-                f"{name}.{item}", f"{len(units)} units", f"give {len(names)}, one for each of {names}"
-            )
+            right = f"give {len(names)}, one for each of {names}"
+            raise ConformanceError(f"{name}.{item}", f"{len(units)} units", right)
     box = system.input_box
     if not isinstance(box, Box):
         raise ConformanceError(f"{name}.input_box", f"a {_name(box)}", "give a holdfast.sets.Box")
@@ -173,29 +176,44 @@ def _check_words(system: System) -> None:
             f"give {system.input_size}, one for each of {system.input_names}",
         )
     if not (np.all(np.isfinite(box.lower)) and np.all(np.isfinite(box.upper)) and np.all(box.lower < box.upper)):
-        raise ConformanceError(
-            f"{name}.input_box", f"{box.lower} to {box.upper}", "give finite bounds with lower < upper"
-        )
+        seen = f"{box.lower} to {box.upper}"
+        raise ConformanceError(f"{name}.input_box", seen, "give finite bounds with lower < upper")
     if not (np.ndim(system.dt) == 0 and np.isfinite(system.dt) and system.dt > 0):
         raise ConformanceError(f"{name}.dt", system.dt, "give a positive sampling period in seconds")
 
 
+def _check_traceable(system: System, states: np.ndarray, inputs: np.ndarray) -> None:
+    """Shapes of derivative and step; nothing is compiled."""
+    if isinstance(system, ContinuousSystem):
+        w = np.zeros((len(states), 0 if system.disturbance_box is None else system.disturbance_box.dimension))
+        # Apart from `step`: a derivative of one number would be broadcast over the state without a word.
+        _check_shape(f"{_name(system)}.derivative", system.derivative, (states, inputs, w), (system.state_size,))
+    _check_shape(f"{_name(system)}.step", system.step, (states, inputs), (system.state_size,))
+
+
 def _check_equilibrium(system: System) -> None:
     name = _name(system)
-    x, u = (jnp.asarray(v, jnp.float64) for v in system.equilibrium())
+    try:
+        x, u = (jnp.asarray(v, jnp.float64) for v in system.equilibrium())
+    except Exception as error:
+        raise ConformanceError(
+            f"{name}.equilibrium",
+            f"{_name(error)}: {error}",
+            "return two arrays of numbers, the state x* and the input u*",
+        ) from error
     for item, value, size in (("x*", x, system.state_size), ("u*", u, system.input_size)):
         if value.shape != (size,) or not np.all(np.isfinite(value)):
             raise ConformanceError(f"{name}.equilibrium, {item}", f"{np.asarray(value)}", f"give {size} finite numbers")
     if not system.input_box.contains(u):
         raise ConformanceError(f"{name}.equilibrium, u*", f"{np.asarray(u)}", "it must lie in input_box")
-    e = np.asarray(system.error(x))
+    _check_traceable(system, np.asarray(x)[None], np.asarray(u)[None])
+    e, moved = jax.jit(lambda x, u: (system.error(x), system.error(system.step(x, u))))(x, u)
+    e, moved = np.asarray(e), np.asarray(moved)
     if np.any(np.abs(e) > 1e-9):
         raise ConformanceError(f"{name}.error(x*)", e, "it must be zero at the equilibrium")
-    moved = np.asarray(system.error(system.step(x, u)))
     if not np.all(np.abs(moved) <= 1e-6):
-        raise ConformanceError(
-            f"{name}.equilibrium: error(step(x*, u*))", moved, "it must be zero; correct x*, u*, or what `error` drops"
-        )
+        right = "it must be zero; correct x*, u*, or what `error` drops"
+        raise ConformanceError(f"{name}.equilibrium: error(step(x*, u*))", moved, right)
 
 
 def _check_error_coordinates(system: System, errors: np.ndarray) -> None:
@@ -252,6 +270,15 @@ def _check_derivatives(item: str, function: Callable, states: np.ndarray, inputs
 # Tasks ---------------------------------------------------------------------------------------------------------------
 
 
+def _check_kinds(task: Task) -> tuple[str, System]:
+    if not isinstance(task, Task):
+        raise ConformanceError("task", f"a {type(task).__name__}", "subclass holdfast.tasks.Task")
+    name, system = _name(task), task.system
+    if not isinstance(system, System):
+        raise ConformanceError(f"{name}.system", f"a {type(system).__name__}", "it must be a System")
+    return name, system
+
+
 def _check_settings(task: Task) -> None:
     name, system, safety = _name(task), task.system, task.safety
     if not (isinstance(task.name, str) and task.name):
@@ -270,7 +297,8 @@ def _check_settings(task: Task) -> None:
         raise ConformanceError(f"{name}.safety.input_cost", safety.input_cost, "input costs must be positive")
     box = task.state_box
     if not isinstance(box, Box) or box.dimension != system.state_size:
-        raise ConformanceError(f"{name}.state_box", box, f"give a Box with {system.state_size} numbers")
+        right = f"give a Box with {system.state_size} numbers, or let holdfast.cli.own.complete_task derive it"
+        raise ConformanceError(f"{name}.state_box", box, right)
 
 
 def _check_samples(item: str, sample: Callable, key: Array, n: int) -> np.ndarray:
@@ -286,10 +314,26 @@ def _check_samples(item: str, sample: Callable, key: Array, n: int) -> np.ndarra
     return drawn
 
 
-def _check_safe_set(task: Task, states: np.ndarray) -> int:
+def _check_safe_set_at(task: Task, x: np.ndarray) -> None:
+    """Whether the equilibrium x lies inside, with room around it."""
     name, safe_set = f"{_name(task)}.safe_set", task.safe_set
     if not isinstance(safe_set, Set):
         raise ConformanceError(name, f"a {_name(safe_set)}", "give a holdfast.sets.Set, as SuperlevelSet(h)")
+    try:
+        rest = np.asarray(safe_set.margin(jnp.asarray(x, jnp.float64)))
+    except Exception as error:
+        right = "it must give a vector, one number a constraint, under jax.jit: as jnp.stack([1 - x[0], 1 + x[0]])"
+        raise ConformanceError(f"{name}.margin", f"{_name(error)}: {error}", right) from error
+    if not np.all(rest > 0):
+        row = int(np.argmin(np.where(np.isfinite(rest), rest, -np.inf)))
+        seen = f"{rest[row] + 0.0:.6g} on '{[*getattr(safe_set, 'names', ()), *map(str, range(row + 1))][row]}'"
+        right = "all must be > 0: move the equilibrium inside, or give a safe set with an interior there"
+        raise ConformanceError(f"{name}.margin at the equilibrium", seen, right)
+
+
+def _check_safe_set(task: Task, states: np.ndarray) -> int:
+    _check_safe_set_at(task, np.asarray(task.system.equilibrium()[0], np.float64))
+    name, safe_set = f"{_name(task)}.safe_set", task.safe_set
     x = jax.ShapeDtypeStruct((task.system.state_size,), jnp.float64)
     shape = jax.eval_shape(safe_set.margin, x).shape
     if len(shape) != 1 or shape[0] < 1:
@@ -299,11 +343,6 @@ def _check_safe_set(task: Task, states: np.ndarray) -> int:
         if words and len(words) != shape[0]:
             raise ConformanceError(f"{name}.{item}", f"{len(words)}: {words}", f"give {shape[0]}, one for each margin")
     _check_function(f"{name}.margin", safe_set.margin, (states,), shape)
-    rest = np.asarray(safe_set.margin(jnp.asarray(task.system.equilibrium()[0], jnp.float64)))
-    if not np.all(rest > 0):
-        raise ConformanceError(
-            f"{name}.margin at the equilibrium", rest, "all must be > 0: the base set grows around the equilibrium"
-        )
     if safe_set.contains(jnp.full(x.shape, jnp.nan)):
         raise ConformanceError(f"{name}.contains of a state of NaN", True, "NaN is in no set; do not replace it in h")
     return shape[0]
@@ -338,14 +377,12 @@ def _check_metrics(task: Task, states: np.ndarray, context: Any) -> None:
         raise ConformanceError(f"{name}.metrics", f"a {_name(metrics)}", "return a dict, name -> number")
     for word, value in metrics.items():
         if np.shape(value) != () or not np.isfinite(value):
-            raise ConformanceError(
-                f"{name}.metrics, {word}", np.asarray(value), "it must be one finite number an episode"
-            )
+            right = "it must be one finite number an episode"
+            raise ConformanceError(f"{name}.metrics, {word}", np.asarray(value), right)
     for word in task.metric_units:
         if word not in metrics:
-            raise ConformanceError(
-                f"{name}.metric_units", f"a unit of {word!r}", f"the metrics are: {', '.join(metrics) or 'none'}"
-            )
+            right = f"the metrics are: {', '.join(metrics) or 'none'}"
+            raise ConformanceError(f"{name}.metric_units", f"a unit of {word!r}", right)
 
 
 def _check_viable(task: Task, states: np.ndarray) -> None:
@@ -359,9 +396,8 @@ def _check_viable(task: Task, states: np.ndarray) -> None:
     viable = np.asarray(jax.jit(jax.vmap(task.viable))(jnp.asarray(states)))
     inside = np.asarray(jax.vmap(task.safe_set.contains)(jnp.asarray(states)))
     if viable.shape != inside.shape or viable.dtype != bool:
-        raise ConformanceError(
-            f"{_name(task)}.viable", f"{viable.dtype}{viable.shape}", "it must give one bool a state"
-        )
+        seen = f"{viable.dtype}{viable.shape}"
+        raise ConformanceError(f"{_name(task)}.viable", seen, "it must give one bool a state")
     if np.any(viable & ~inside):
         raise ConformanceError(
             f"{_name(task)}.viable",

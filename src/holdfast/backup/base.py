@@ -59,6 +59,13 @@ class BaseSet(eqx.Module):
         """e -> error(F(lift(e), clip(u* - K e))): the map whose invariance is proved."""
         return self.system.error_step(e, self.controller(e))
 
+    def unsaturated_level(self) -> float:
+        """The level at which an input first saturates: max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i')."""
+        gain, u_star, box = self.controller.gain, self.controller.equilibrium_input, self.system.input_box
+        room = np.minimum(box.upper - u_star, u_star - box.lower)
+        reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(self.ellipsoid.shape_matrix), gain)
+        return float(np.min(room**2 / np.maximum(reach, 1e-12)))
+
     def at_level(self, level: float) -> "BaseSet":
         """The same set at another level."""
         return eqx.tree_at(lambda s: s.ellipsoid, self, Ellipsoid(self.ellipsoid.shape_matrix, float(level)))

@@ -4,6 +4,7 @@ from holdfast.certify.acceptance import Acceptance, acceptance_margins
 from holdfast.certify.base_set import CertifiedBaseSet, NotProvable, certify_base_set
 from holdfast.certify.certificate import MEANING, Certificate, Obligation
 from holdfast.certify.containment import inside, largest_inside_level
+from holdfast.certify.defaults import Defaults, derive_defaults, safe_bounds
 from holdfast.certify.interpreter import UnsupportedPrimitive, interval_eval
 from holdfast.certify.interval import Interval
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
@@ -16,6 +17,7 @@ __all__ = [
     "Acceptance",
     "Certificate",
     "CertifiedBaseSet",
+    "Defaults",
     "Interval",
     "InvarianceProof",
     "NotProvable",
@@ -23,6 +25,7 @@ __all__ = [
     "UnsupportedPrimitive",
     "acceptance_margins",
     "certify_base_set",
+    "derive_defaults",
     "flow_deviation",
     "inside",
     "interval_eval",
@@ -32,4 +35,5 @@ __all__ = [
     "largest_invariant_level",
     "prove_invariance",
     "rounding_error",
+    "safe_bounds",
 ]

@@ -63,9 +63,9 @@ def acceptance_margins(base: BaseSet, safe_set: Set, state_box: Box, horizon: in
         )
     widened = Interval.box(state_box.lower - deviation, state_box.upper + deviation)
     path = _path_change(safe_set.margin, widened, deviations, dtype)
-    _, states = cover_base(system, base.ellipsoid.bounding_radii())
+    _, states = cover_base(system, base.ellipsoid.bounding_radii(), state_box)
     at_base = _base_change(base, states, _error_spread(base, _widened(states, deviation)), sizes, dtype)
-    step = step_deviation(base, dtype)
+    step = step_deviation(base, state_box, dtype)
     if not np.all(np.isfinite(step)):
         raise ValueError(f"acceptance_margins: rounding of a step inside the base set cannot be bounded ({step})")
     margins = AcceptanceMargins(
@@ -86,6 +86,13 @@ def _ulp(states: Interval, dtype) -> np.ndarray:
     return np.spacing(states.magnitude.max(-1).astype(dtype)).astype(np.float64)
 
 
+def _wrap_rounding(system: System, dtype) -> np.ndarray:
+    """Bound on the rounding of a wrap by at most one turn, [n]: of 2 pi, of its multiple and of the difference."""
+    bound = np.zeros(system.state_size)
+    bound[list(system.angles)] = 4 * np.spacing(np.asarray(2 * np.pi, dtype)).astype(np.float64)
+    return bound
+
+
 def _widened(x: Interval, by: np.ndarray) -> Interval:
     return Interval(x.lo - by[:, None], x.hi + by[:, None])
 
@@ -99,7 +106,9 @@ def _replay_deviation(system: System, region: Box, steps: int, dtype) -> tuple[n
     if spread is None:
         ulp = _ulp(Interval.box(region.lower, region.upper), dtype)
         box = (region.lower, region.upper)
-        flow = flow_deviation(lambda x, u: system.step(x, u), box, inputs, steps, dtype, noise=ulp)
+        # Distances of angles are distances on the circle, for which a wrap is no jump; its own rounding is.
+        noise = ulp + 2 * _wrap_rounding(system, dtype)
+        flow = flow_deviation(lambda x, u: system.unwrapped_step(x, u), box, inputs, steps, dtype, noise=noise)
         flow = np.maximum.accumulate(flow, axis=0)
         return flow, flow
     # Rounding may carry a state out of the region by what is to be found: a hundredth is checked to be enough.
@@ -151,19 +160,19 @@ def _base_change(base: BaseSet, states: Interval, to_error: Callable, sizes, dty
     return (2 * np.sqrt(level) * distance + distance**2) / level + 2 * rounding
 
 
-def step_deviation(base: BaseSet, dtype=np.float32) -> np.ndarray:
+def step_deviation(base: BaseSet, state_box: Box, dtype=np.float32) -> np.ndarray:
     """Bound on what rounding and one ulp of noise do to the error in one step inside the base set, shape [e].
 
     The step's own rounding, seen through `error` at the next state, and the rounding of the controller, seen through the
     step's dependence on the input. Not finite where nothing is known.
     """
     system = base.system
-    errors, states = cover_base(system, base.ellipsoid.bounding_radii())
+    errors, states = cover_base(system, base.ellipsoid.bounding_radii(), state_box)
     e = errors.shape[0]
     m = system.input_size
     inputs = Interval.box(system.input_box.lower, system.input_box.upper)
-    rounding = _rounding(lambda x, u: system.step(x, u), states, inputs, dtype=dtype)
-    noisy = rounding + _ulp(states, dtype)[:, None]
+    rounding = _rounding(lambda x, u: system.unwrapped_step(x, u), states, inputs, dtype=dtype)
+    noisy = rounding + (_ulp(states, dtype) + _wrap_rounding(system, dtype))[:, None]
     to_error = _error_spread(base, _widened(states, noisy.max(axis=-1)))
     fresh = to_error((noisy if system.spread is None else system.spread.norms(noisy)).max(axis=-1))
     action = _rounding(base.action, states, dtype=dtype).max(axis=-1)

@@ -11,7 +11,7 @@ from holdfast.certify.acceptance import Acceptance, acceptance_margins, step_dev
 from holdfast.certify.certificate import Certificate, Obligation
 from holdfast.certify.containment import inside, largest_inside_level
 from holdfast.certify.coordinates import RotationSymmetry
-from holdfast.certify.declared import declared_obligations
+from holdfast.certify.declared import angle_obligations, declared_obligations
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
 from holdfast.certify.proof import InvarianceProof, deviation_norm, invariance_robustness
 from holdfast.sets import Box, SuperlevelSet
@@ -19,6 +19,8 @@ from holdfast.systems import System
 
 #: No level beyond this multiple of the smallest at which an input saturates is tried.
 _LARGEST_MULTIPLE = 100.0
+#: Accuracy of the level that just fits into the safe set, and the share of it that is taken where that is hard to prove.
+_CONTAINMENT_RTOL, _STEP_BACK = 1e-4, 0.98
 #: Contraction V+ <= (1 - delta) c asked for: at least, and at most.
 _LEAST_CONTRACTION, _MOST_CONTRACTION = 1e-4, 1e-2
 
@@ -78,13 +80,13 @@ def certify_base_set(
     _require_safe_equilibrium(base, safe_set)
     subject = f"{type(system).__name__} in {{{', '.join(safe_set.names) or 'h >= 0'}}}"
     if level is None:
-        invariance, containment = _largest(base, safe_set, max_boxes, max_seconds)
+        invariance, containment = _largest(base, safe_set, state_box, max_boxes, max_seconds)
     else:
-        invariance = _prove_level(base, float(np.float32(level)), max_boxes, max_seconds)
+        invariance = _prove_level(base, float(np.float32(level)), state_box, max_boxes, max_seconds)
         containment = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
     base = base.at_level(invariance.level)
     obligations = [_invariance_obligation(invariance), _containment_obligation(containment, safe_set)]
-    obligations += declared_obligations(base, state_box)
+    obligations += declared_obligations(base, state_box) + angle_obligations(base, safe_set, state_box)
     proved = invariance.result == "proved" and containment.result == "proved"
     if proved:
         acceptance = acceptance_margins(base, safe_set, state_box, horizon)
@@ -110,11 +112,7 @@ def _require_safe_equilibrium(base: BaseSet, safe_set: SuperlevelSet) -> None:
 
 
 def _unsaturated(base: BaseSet) -> float:
-    """The level at which an input first saturates: max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i')."""
-    gain, u_star, box = base.controller.gain, base.controller.equilibrium_input, base.system.input_box
-    room = np.minimum(box.upper - u_star, u_star - box.lower)
-    reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(base.ellipsoid.shape_matrix), gain)
-    return float(np.min(room**2 / np.maximum(reach, 1e-12)))
+    return base.unsaturated_level()
 
 
 def _symmetry(base: BaseSet, level: float) -> RotationSymmetry | None:
@@ -124,10 +122,10 @@ def _symmetry(base: BaseSet, level: float) -> RotationSymmetry | None:
     return RotationSymmetry(declared.pairs, declared.mirror)
 
 
-def _contraction(base: BaseSet, level: float) -> float:
+def _contraction(base: BaseSet, level: float, region: Box) -> float:
     """How much contraction to prove: what rounding inside the base set will need, with room to spare."""
     at_level = base.at_level(level)
-    needed = deviation_norm(at_level.ellipsoid.shape_matrix, step_deviation(at_level)) / np.sqrt(level)
+    needed = deviation_norm(at_level.ellipsoid.shape_matrix, step_deviation(at_level, region)) / np.sqrt(level)
     wanted = float(3.0 * needed)
     return wanted if _LEAST_CONTRACTION < wanted < _MOST_CONTRACTION else _LEAST_CONTRACTION
 
@@ -137,11 +135,15 @@ def _below(level: float) -> float:
     return float(np.nextafter(np.float32(level), np.float32(0)))
 
 
-def _largest(base: BaseSet, safe_set: SuperlevelSet, max_boxes: int, max_seconds: float):
+def _largest(base: BaseSet, safe_set: SuperlevelSet, region: Box, max_boxes: int, max_seconds: float):
     P = base.ellipsoid.shape_matrix
     unsaturated = _unsaturated(base)
     containment = largest_inside_level(
-        lambda e: safe_set.margin(base.system.lift(e)), P, _LARGEST_MULTIPLE * unsaturated, max_seconds=max_seconds
+        lambda e: safe_set.margin(base.system.lift(e)),
+        P,
+        _LARGEST_MULTIPLE * unsaturated,
+        rtol=_CONTAINMENT_RTOL,
+        max_seconds=max_seconds,
     )
     if containment.result != "proved":
         raise NotProvable(
@@ -156,7 +158,7 @@ def _largest(base: BaseSet, safe_set: SuperlevelSet, max_boxes: int, max_seconds
         P,
         upper,
         rtol=0.01,
-        delta=_contraction(base, upper),
+        delta=_contraction(base, upper, region),
         max_boxes=max_boxes,
         max_seconds=max_seconds,
         symmetry=_symmetry(base, upper),
@@ -169,16 +171,21 @@ def _largest(base: BaseSet, safe_set: SuperlevelSet, max_boxes: int, max_seconds
             "singularity nearby"
         )
     if invariance.level != upper:
-        invariance = _prove_level(base, _below(invariance.level), max_boxes, max_seconds)
-    return invariance, _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
+        invariance = _prove_level(base, _below(invariance.level), region, max_boxes, max_seconds)
+    contained = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
+    if contained.result != "proved":
+        # Next to a curved constraint the last thousandth costs more boxes than whoever verifies this again will spend.
+        invariance = _prove_level(base, _below(_STEP_BACK * invariance.level), region, max_boxes, max_seconds)
+        contained = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
+    return invariance, contained
 
 
-def _prove_level(base: BaseSet, level: float, max_boxes: int, max_seconds: float) -> InvarianceProof:
+def _prove_level(base: BaseSet, level: float, region: Box, max_boxes: int, max_seconds: float) -> InvarianceProof:
     return prove_invariance(
         base.closed_loop,
         base.ellipsoid.shape_matrix,
         level,
-        delta=_contraction(base, level),
+        delta=_contraction(base, level, region),
         max_boxes=max_boxes,
         max_seconds=max_seconds,
         symmetry=_symmetry(base, level),

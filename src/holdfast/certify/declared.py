@@ -1,4 +1,4 @@
-"""Obligations from what a system declares about itself: its reduced coordinates and its symmetry."""
+"""Obligations from what a system declares about itself: its reduced coordinates, its angles and its symmetry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from holdfast.backup import BaseSet
 from holdfast.certify.certificate import Obligation
-from holdfast.sets import Box
+from holdfast.sets import Box, Set
 from holdfast.systems import System
 
 _SAMPLES = 2000
@@ -38,6 +38,29 @@ def _reduction(base: BaseSet, state_box: Box) -> Obligation:
         return system.error(system.step(x, u)), system.error_step(system.error(x), u)
 
     return _shown(name, claim, system.reduction_shown_by, both, base, state_box)
+
+
+def angle_obligations(base: BaseSet, safe_set: Set, state_box: Box) -> list[Obligation]:
+    """That the declared angles are angles, if there are any."""
+    system = base.system
+    if not system.angles:
+        return []
+    names = ", ".join(system.state_names[i] for i in system.angles)
+    claim = f"One turn more of an angle ({names}) changes neither the next state nor the error nor a margin."
+    turn = np.zeros(system.state_size)
+    turn[list(system.angles)] = 2 * np.pi
+
+    def seen(x, u):
+        # Angles on the circle: -pi and pi are one.
+        following = system.step(x, u)
+        circle = [f(following[i]) for i in system.angles for f in (jnp.sin, jnp.cos)]
+        rest = [following[i] for i in range(system.state_size) if i not in system.angles]
+        return jnp.concatenate([jnp.stack(circle + rest), system.error(x), safe_set.margin(x)])
+
+    def both(x, u):
+        return seen(x, u), seen(x + jnp.asarray(turn), u)
+
+    return [_shown("angles", claim, "", both, base, state_box)]
 
 
 def _symmetry(base: BaseSet, state_box: Box) -> Obligation:

@@ -1,9 +1,5 @@
 """From a task's plain settings to its certified base set, its safeguard and its trainers."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,49 +8,24 @@ import numpy as np
 from holdfast.backup import BackupNetwork, BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import CertifiedBaseSet, certify_base_set
 from holdfast.cli.config import TrainConfig
+from holdfast.cli.own import load_own
 from holdfast.learn import SafeArrivalSettings, SafeArrivalTrainer, ShacSettings, ShacTrainer
 from holdfast.runs import physics_hash
 from holdfast.safeguards import MAPS, BackupSource, Safeguard
-from holdfast.tasks import Task, UnknownTask, make_task
+from holdfast.tasks import Task, make_task
 from holdfast.types import Guard, Unguarded
+
+#: States on which a backup is looked at, and the share of those outside the base set that it has to certify.
+_USEFUL_SAMPLES, _USEFUL_SHARE = 4096, 0.01
 
 
 def load_task(spec: str) -> Task:
-    """The task called `spec`, or the class NAME of a file given as FILE.py:NAME.
+    """The task called `spec`, or the class NAME of a file given as FILE.py:NAME, checked and completed.
 
     Raises:
-        UnknownTask: if there is no such task, file or class, the file does not import, or the class cannot be made.
+        UnknownTask: if there is no such task; for files see `load_own`.
     """
-    if ".py" not in spec:
-        return make_task(spec)
-    file, _, name = spec.partition(":")
-    if not name:
-        raise UnknownTask(f"task = {spec!r}: name the class as well, as in {file}:MyTask")
-    path = Path(file)
-    if not path.is_file():
-        raise UnknownTask(f"task = {spec!r}: there is no file {file}")
-    module_spec = importlib.util.spec_from_file_location(f"holdfast_task_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UnknownTask(f"task = {spec!r}: {file} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        sys.modules[module_spec.name] = module  # dataclasses look up annotations there
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UnknownTask(f"task = {spec!r}: {file} does not import: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        tasks = [n for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, Task) and v is not Task]
-        raise UnknownTask(f"task = {spec!r}: {file} has no task {name}; its tasks are: {', '.join(tasks) or 'none'}")
-    try:
-        task = found()
-    except Exception as error:
-        raise UnknownTask(
-            f"task = {spec!r}: {name}() fails: {type(error).__name__}: {error}. Give every field a default, so that the "
-            "class can be made without arguments"
-        ) from error
-    # Training tells seeds apart by their JAX arrays; a task's own numbers are shared by all of them.
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, task)
+    return load_own(spec) if ".py" in spec else make_task(spec)
 
 
 def physics_of(task: Task) -> str:
@@ -71,7 +42,8 @@ def physics_of(task: Task) -> str:
     functions |= {"lift": (system.lift, (e,)), "error_step": (system.error_step, (e, u))}
     boxes = [[box.lower, box.upper] for box in (system.input_box, task.state_box)]
     safety = [np.asarray(task.safety.state_cost), np.asarray(task.safety.input_cost), task.safety.horizon]
-    return physics_hash(functions, [boxes, safety, [np.asarray(v) for v in system.equilibrium()]])
+    constants = [boxes, safety, [np.asarray(v) for v in system.equilibrium()]]
+    return physics_hash(functions, [*constants, list(system.angles)] if system.angles else constants)
 
 
 def certify_task(
@@ -103,6 +75,50 @@ def implicit_set(
 ) -> ImplicitInvariantSet:
     """S_N of a learned backup, or of the analytic one where `network` is None."""
     return ImplicitInvariantSet(BackupPolicy(certified.base_set, network), task.safe_set, horizon)
+
+
+class NotUseful(ValueError):
+    """The backup certifies next to nothing beyond the base set."""
+
+
+def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: BackupNetwork | None, horizon: int) -> None:
+    """Refuses a backup that certifies nearly none of the safe states outside the base set (a sample of `sample_state`).
+
+    Raises:
+        NotUseful: with the shares of what goes wrong, and what to give.
+    """
+    implicit = implicit_set(task, certified, network, horizon)
+
+    def look(key):
+        x = task.sample_state(key)
+        plan, flow = implicit.plan(x, certified.acceptance), implicit.flow(x)
+        outside = task.safe_set.contains(x) & ~certified.base_set.contains(x)
+        arrives = jnp.cumsum(flow.base_margins >= 0) > 0
+        stays = jnp.all(jnp.all(flow.margins >= 0, axis=1) | arrives)
+        return outside, plan.certified, stays, arrives[-1]
+
+    keys = jax.random.split(jax.random.key(0), _USEFUL_SAMPLES)
+    outside, *seen = (np.asarray(each) for each in jax.jit(jax.vmap(look))(keys))
+    if not outside.any():
+        return
+    found, stays, arrives = (each[outside] for each in seen)
+    if found.mean() >= _USEFUL_SHARE:
+        return
+    which = "base controller as backup" if network is None else "learned backup"
+    late, unsafe = np.mean(stays & ~arrives), np.mean(~stays)
+    rounding = np.mean(stays & arrives & ~found)
+    remedy = {
+        late: f"a longer horizon (safety.horizon, --horizon; now {horizon}) or a shorter state_box",
+        unsafe: "a state_box closer to what can be stopped"
+        + ("; `holdfast train` learns a better backup" if network is None else ", or more --backup-updates"),
+        rounding: "a smaller state_box or a shorter horizon, so that rounding along a plan needs less margin",
+    }
+    raise NotUseful(
+        f"backup: the {which} certifies {found.mean():.2%} of the safe states outside the base set, so a safeguard would allow "
+        f"next to nothing. Of them, {late:.0%} do not arrive in the base set within horizon = {horizon} steps, {unsafe:.0%} "
+        f"become unsafe on the way, {rounding:.0%} arrive without the margins that rounding asks for. "
+        f"Give {remedy[max(remedy)]}"
+    )
 
 
 def make_guard(

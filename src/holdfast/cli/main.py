@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from zipfile import BadZipFile
@@ -13,12 +13,20 @@ import numpy as np
 import tyro
 
 from holdfast.certify import NotProvable, UnsupportedPrimitive
-from holdfast.cli.build import certify_task, load_task, make_guard, of_seed
+from holdfast.cli.build import NotUseful, certify_task, load_task, make_guard, of_seed, require_useful_backup
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import ProgressBars, output, print_certificate, print_failure, print_json, print_report
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
+from holdfast.cli.own import absolute
 from holdfast.cli.timing import CompileClock
-from holdfast.cli.training import Interrupt, certified_level, kept_certificate, load_run, train_run
+from holdfast.cli.training import (
+    Interrupt,
+    certified_level,
+    kept_certificate,
+    load_run,
+    require_proof,
+    train_run,
+)
 from holdfast.evaluate import Trajectories, attack
 from holdfast.learn import TrainingDiverged
 from holdfast.plots import render_episode
@@ -29,7 +37,7 @@ from holdfast.tasks import UnknownTask, make_task, task_names
 #: Errors that are the user's to mend: shown as one message, without a traceback.
 _WRONG_INPUT = (UnsupportedPrimitive, UnknownTask, RunError, ConfigError, ValueError, OSError)
 #: The command was understood and ran; what it was asked for cannot be had.
-_NO = (NotProvable, TrainingDiverged)
+_NO = (NotProvable, NotUseful, TrainingDiverged)
 _INTERRUPTED = 130
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout instead of words")]
@@ -75,6 +83,7 @@ class Train:
 
     def run(self) -> dict[str, Any]:
         clock = CompileClock()
+        self.config = replace(self.config, task=absolute(self.config.task))
         task = load_task(self.config.task)
         name = self.config.task.rpartition(":")[2] or self.config.task
         out = self.out or Path("runs") / name
@@ -186,9 +195,10 @@ class Evaluate:
 
 @dataclass
 class Attack:
-    """Attack a trained run in long closed loops, the plant in another program than the safeguard."""
+    """Attack a safeguard in long closed loops, the plant in another program: that of a trained run, or that of a task with
+    the base controller for its backup."""
 
-    subject: Run
+    subject: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|TASK|FILE.py:NAME")]
     steps: Annotated[float, tyro.conf.arg(help="attacked steps in all, as 1e6")] = 1e5
     seed: int = 0
     index: Annotated[int, tyro.conf.arg(help="which of the run's seeds, counted from 0")] = 0
@@ -206,16 +216,11 @@ class Attack:
         for name in ("model_error", "noise"):
             if getattr(self, name) != 0:
                 _positive(name, getattr(self, name))
-        run = RunDirectory.open(self.subject)
-        config = run.read_config(TrainConfig)
-        if not 0 <= self.index < config.seeds:
-            raise ValueError(f"index = {self.index}; the run has {config.seeds} seed(s), counted from 0")
-        trained = load_run(run, config)
-        guard = make_guard(trained.task, trained.certified, of_seed(trained.network, self.index), trained.config)
-        policy = of_seed(trained.policy.policy, self.index)
+        is_task = self.subject in task_names() or ".py:" in self.subject
+        task, guard, policy = self._untrained() if is_task else self._trained()
         with ProgressBars(self.json) as bars:
             result = attack(
-                trained.task,
+                task,
                 guard,
                 steps=max(1, int(self.steps)),
                 seed=self.seed,
@@ -231,6 +236,24 @@ class Attack:
         if found["violations"] and not found["outside_certificate"] and isinstance(guard, Safeguard):
             raise Failed("the safeguard was broken", found)
         return found
+
+    def _trained(self):
+        """(task, guard, policy) of a run."""
+        run = RunDirectory.open(self.subject)
+        config = run.read_config(TrainConfig)
+        if not 0 <= self.index < config.seeds:
+            raise ValueError(f"index = {self.index}; the run has {config.seeds} seed(s), counted from 0")
+        trained = load_run(run, config)
+        guard = make_guard(trained.task, trained.certified, of_seed(trained.network, self.index), trained.config)
+        return trained.task, guard, of_seed(trained.policy.policy, self.index)
+
+    def _untrained(self):
+        """(task, guard, None): the task is verified, and its base controller is the backup."""
+        task = load_task(self.subject)
+        certified = certify_task(task, level=None, horizon=None)
+        require_proof(certified.certificate)
+        require_useful_backup(task, certified, None, task.safety.horizon)
+        return task, make_guard(task, certified, None, TrainConfig(self.subject)), None
 
 
 @dataclass

@@ -22,6 +22,7 @@ from holdfast.cli.build import (
     of_seed,
     physics_of,
     policy_trainer,
+    require_useful_backup,
 )
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.timing import Stopwatch
@@ -103,7 +104,7 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
         level = config.level if certificate is None else certified_level(certificate)
         certified = certify_task(task, level=level, horizon=config.horizon)
         if config.safeguard != "none":
-            _require_proof(certified.certificate)
+            require_proof(certified.certificate)
         if certificate is None:
             run.write_certificate(certified.certificate.to_json())
         progress("verify", 1, 1, {"level": certified.base_set.ellipsoid.level})
@@ -128,6 +129,10 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
         if interrupt.requested:
             return None
         network, start = state.network, 0
+        if config.safeguard != "none":
+            for index in range(config.seeds):
+                horizon = config.horizon or task.safety.horizon
+                require_useful_backup(task, certified, of_seed(network, index), horizon)
     else:
         network, start = state.network, at["updates"]
 
@@ -218,7 +223,7 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
         raise RunError(f"{run.path} stopped before it had a policy; {again}")
     certified = certify_task(task, level=certified_level(certificate), horizon=config.horizon)
     if config.safeguard != "none":
-        _require_proof(certified.certificate)
+        require_proof(certified.certificate)
     keys = _keys(config)
     identity = {"task": task.name, "physics": certificate.physics, "seeds": config.seeds}
     network = _blank(backup_trainer(task, certified, config), keys).network
@@ -255,7 +260,7 @@ def certified_level(certificate: Certificate) -> float:
     return float(certificate["base set invariant"].numbers["level"])
 
 
-def _require_proof(certificate: Certificate) -> None:
+def require_proof(certificate: Certificate) -> None:
     """A safeguard on an unproved base set would accept nothing, so there would be nothing to learn."""
     level = certified_level(certificate)
     for obligation in certificate.obligations:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from holdfast.sets import Box
+from holdfast.systems.angles import wrap
 from holdfast.systems.integrators import INTEGRATORS
 from holdfast.systems.structure import Spread, Symmetry
 
@@ -23,6 +24,7 @@ class System(eqx.Module):
         input_box: admissible inputs, a `Box` with m numbers.
         disturbance_box: bounds of w, a `Box` with d numbers, or None where the model is undisturbed.
         state_names, state_units, input_names, input_units: words for reports and plots.
+        angles: indices of coordinates in rad that mean the same one turn further; they stay within [-pi, pi].
         reduction_shown_by: where algebra shows that error(F(x, u)) = error_step(error(x), u); empty: a certificate shows
             it for errors that drop nothing, and samples it otherwise.
 
@@ -36,6 +38,7 @@ class System(eqx.Module):
     input_names: eqx.AbstractClassVar[tuple[str, ...]]
     state_units: ClassVar[tuple[str, ...]] = ()
     input_units: ClassVar[tuple[str, ...]] = ()
+    angles: ClassVar[tuple[int, ...]] = ()
     reduction_shown_by: ClassVar[str] = ""
 
     @property
@@ -55,6 +58,17 @@ class System(eqx.Module):
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
     ) -> Float[Array, " n"]:
         """The state one period later, shape [n]. `w=None` is the undisturbed step. u is used as given, not clipped."""
+
+    def unwrapped_step(
+        self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
+    ) -> Float[Array, " n"]:
+        """`step` before the angles are wrapped, shape [n]. It has no jump where an angle passes pi."""
+        if self.angles:
+            raise NotImplementedError(
+                f"{type(self).__name__} names `angles`: subclass ContinuousSystem, which wraps them, or override "
+                "`unwrapped_step` and let `step` wrap what it gives"
+            )
+        return self.step(x, u, w)
 
     @abc.abstractmethod
     def equilibrium(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
@@ -127,6 +141,12 @@ class ContinuousSystem(System):
         return x
 
     def step(
+        self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
+    ) -> Float[Array, " n"]:
+        x = self.unwrapped_step(x, u, w)
+        return jnp.stack([wrap(x[i]) if i in self.angles else x[i] for i in range(x.shape[0])]) if self.angles else x
+
+    def unwrapped_step(
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
     ) -> Float[Array, " n"]:
         if w is None:

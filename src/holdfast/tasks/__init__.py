@@ -1,5 +1,10 @@
-"""Tasks: a system with a purpose, a safe set, and plain settings for its safety; and how to roll them out."""
+"""Tasks: a system with a purpose, a safe set, and plain settings for its safety; and how to roll them out.
 
+What a file with a task of one's own needs from `sets` and `systems` is here too, so that it needs one import.
+"""
+
+from holdfast.sets import Box, SuperlevelSet
+from holdfast.systems import ContinuousSystem, System
 from holdfast.tasks.base import SafetySettings, Task
 from holdfast.tasks.cart_pole import CartPoleTrack
 from holdfast.tasks.double_integrator import DoubleIntegratorRoom
@@ -11,7 +16,9 @@ from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Episode, reset, rollout, step
 
 __all__ = [
+    "Box",
     "CartPoleTrack",
+    "ContinuousSystem",
     "DoubleIntegratorRoom",
     "Episode",
     "LaneKeeping",
@@ -19,6 +26,8 @@ __all__ = [
     "PlanarQuadrotorRoom",
     "PowerLoop",
     "SafetySettings",
+    "SuperlevelSet",
+    "System",
     "Task",
     "UnknownTask",
     "make_task",

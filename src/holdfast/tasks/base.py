@@ -1,6 +1,7 @@
 """What a task is."""
 
 import abc
+import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -15,22 +16,27 @@ from holdfast.tasks.scene import Scene
 
 
 class SafetySettings(eqx.Module):
-    """Plain numbers from which the safety of a task is built.
+    """Plain numbers from which the safety of a task is built. What is left out is derived (`certify.derive_defaults`).
 
     Attributes:
-        state_cost, input_cost: diagonals of Q [e] and R [m] of the base controller (discrete LQR).
-        horizon: N, steps of the backup flow.
+        state_cost, input_cost: diagonals of Q [e] and R [m] of the base controller (discrete LQR); empty: by Bryson's
+            rule.
+        horizon: N, steps of the backup flow; 0: from the time that the base controller takes to arrive.
         level: c of the base set; None asks for the largest level that can be proved.
     """
 
-    state_cost: tuple[float, ...] = eqx.field(static=True)
-    input_cost: tuple[float, ...] = eqx.field(static=True)
-    horizon: int = eqx.field(static=True)
+    state_cost: tuple[float, ...] = eqx.field(static=True, default=())
+    input_cost: tuple[float, ...] = eqx.field(static=True, default=())
+    horizon: int = eqx.field(static=True, default=0)
     level: float | None = eqx.field(static=True, default=None)
 
 
 class Task(eqx.Module):
     """A system, the set it must stay in, and what is asked of it. Task state is (x, t, context).
+
+    A task of one's own gives `system`, `safe_set` and `reward`. All else has a default; those that are empty here (name,
+    state_box, start_box, safety, episode_steps) are derived from the system and the safe set by
+    `holdfast.cli.own.complete_task`, which the command line calls for every FILE.py:NAME.
 
     Attributes:
         system: what moves.
@@ -38,6 +44,7 @@ class Task(eqx.Module):
         state_box: the region in which plans live, a `Box` with n numbers: rounding is bounded there, and a plan that
             leaves it is not accepted. States for training the backup and for measuring coverage are drawn from it, too,
             unless `sample_state` says otherwise.
+        start_box: errors of the starts, a `Box` with e numbers, unless `sample_start` says otherwise.
         safety: settings of base controller and backup horizon.
         name: as on the command line.
         episode_steps: length of an episode.
@@ -53,19 +60,21 @@ class Task(eqx.Module):
 
     system: eqx.AbstractVar[System]
     safe_set: eqx.AbstractVar[SuperlevelSet]
-    state_box: eqx.AbstractVar[Box]
-    safety: eqx.AbstractVar[SafetySettings]
-    name: eqx.AbstractClassVar[str]
-    episode_steps: eqx.AbstractClassVar[int]
+    # Not fields: a subclass may give them with or without an annotation, and `completed` fills them in.
+    state_box = Box([], [])
+    start_box = Box([], [])
+    safety = SafetySettings()
+    name = ""
+    episode_steps = 0
     finite: ClassVar[bool] = False
     training: ClassVar[dict[str, Any]] = {}
     metric_units: ClassVar[dict[str, str]] = {}
     published: ClassVar[dict[str, float]] = {}
     optimal_control: ClassVar[dict[str, float]] = {}
 
-    @abc.abstractmethod
     def sample_start(self, key: Key[Array, ""]) -> Float[Array, " n"]:
-        """A start state, shape [n]."""
+        """A start state, shape [n]: by default with an error uniform in `start_box`."""
+        return self.system.lift(self.start_box.sample(key))
 
     @abc.abstractmethod
     def reward(
@@ -133,6 +142,17 @@ class Task(eqx.Module):
                 "proposed" what would follow the proposed action. Those that are not known are left out.
         """
         return None
+
+    def completed(self, **missing: Any) -> "Task":
+        """The same task with class attributes given that it left out, as `state_box` or `name`."""
+        kind = type(self)
+        # A class of its own, so that what was filled in is constant, like what a class gives itself. The instance is
+        # copied field by field, as transformations of pytrees do, because a task may have an `__init__` of its own.
+        filled = type(kind)(kind.__name__, (kind,), {"__module__": kind.__module__, "__doc__": kind.__doc__} | missing)
+        task = object.__new__(filled)
+        for field in dataclasses.fields(self):
+            object.__setattr__(task, field.name, missing.get(field.name, getattr(self, field.name)))
+        return task
 
     @property
     def observation_size(self) -> int:

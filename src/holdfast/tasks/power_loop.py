@@ -45,6 +45,21 @@ class PowerLoop(Task):
     name: ClassVar = "power-loop"
     episode_steps: ClassVar = STEPS
     finite: ClassVar = True
+    #: Windows as long as the loop: its return is differentiated whole.
+    training: ClassVar = {
+        "backup_updates": 600,
+        "updates": 1200,
+        "environments": 16,
+        "window": STEPS,
+        "discount": 0.998,
+        "actor_rate": 3e-3,
+        "critic_steps": 1,
+        "initial_std": 0.01,
+        "restart": 0.0,
+        "lost": 0.1,
+        "gradient_limit": 20.0,
+        "intervention_penalty": 0.01,
+    }
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s", "att_rmse": "rad"}
     published: ClassVar = {"p_rmse": 0.60, "v_rmse": 0.96, "att_rmse": 0.45}
     # benchmarks/results/power_loop_optimal_control.json, mean over 64 starts; from the nominal start the return is -368.1.
