@@ -121,7 +121,7 @@ def _symmetry(base: BaseSet, level: float) -> RotationSymmetry | None:
     declared = base.system.symmetry
     if declared is None or level > _unsaturated(base):
         return None
-    return RotationSymmetry(declared.pairs, declared.mirror)
+    return RotationSymmetry(declared.pairs, declared.mirror, declared.mirrored_errors)
 
 
 def _contraction(base: BaseSet, level: float) -> float:

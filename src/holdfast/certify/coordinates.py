@@ -27,8 +27,8 @@ from holdfast.certify.interval import Interval
 class RotationSymmetry:
     """A declared symmetry of the closed loop: it commutes with a common rotation of several coordinate pairs.
 
-    Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b], maps
-    solutions to solutions and leaves V unchanged. Every state can then be turned so that one coordinate is zero and
+    Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b] and of the
+    `mirrored` coordinates, maps solutions to solutions and leaves V unchanged. Every state can then be turned so that one coordinate is zero and
     one (with `mirror` two) non-negative, and only those states need a proof. This saves two to three of the
     dimensions to be split.
 
@@ -38,6 +38,7 @@ class RotationSymmetry:
 
     pairs: tuple[tuple[int, int], ...]
     mirror: bool = False
+    mirrored: tuple[int, ...] = ()
 
     def blocks(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """Indices of the first members, the second members and the rest."""
@@ -67,6 +68,8 @@ class RotationSymmetry:
 
         def turn(x):
             x = x.copy()
+            for i in self.mirrored:
+                x[:, i] *= flip
             for a, b in self.pairs:
                 u, v = x[:, a].copy(), flip * x[:, b]
                 x[:, a], x[:, b] = np.cos(angle) * u - np.sin(angle) * v, np.sin(angle) * u + np.cos(angle) * v

@@ -4,6 +4,7 @@ from holdfast.systems.angles import wrap
 from holdfast.systems.base import ContinuousSystem, System
 from holdfast.systems.linearise import linearise
 from holdfast.systems.quadrotor import Quadrotor
+from holdfast.systems.rigid_quadrotor import RigidQuadrotor
 from holdfast.systems.structure import MANIFOLD_TOLERANCE, Spread, Symmetry
 from holdfast.systems.unicycle import Unicycle
 
@@ -11,6 +12,7 @@ __all__ = [
     "MANIFOLD_TOLERANCE",
     "ContinuousSystem",
     "Quadrotor",
+    "RigidQuadrotor",
     "Spread",
     "Symmetry",
     "System",
