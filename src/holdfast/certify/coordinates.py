@@ -45,6 +45,13 @@ class RotationSymmetry:
         first, second = [a for a, _ in self.pairs], [b for _, b in self.pairs]
         return first, second, [i for i in range(n) if i not in first and i not in second]
 
+    def cut(self, lo: np.ndarray, hi: np.ndarray) -> None:
+        """Cut a box lo..hi [n], in place, down to states that stand for all others; the first pairs gain most."""
+        first, second, _ = self.blocks(len(lo))
+        lo[first[0]] = lo[second[0]] = hi[second[0]] = 0.0
+        if self.mirror and len(second) > 1:
+            lo[second[1]] = 0.0
+
     def symmetrise(self, matrix: np.ndarray) -> np.ndarray:
         """The nearest matrix [n, n] of the form that the symmetry demands."""
         matrix = np.asarray(matrix, np.float64)

@@ -103,7 +103,8 @@ def error_step(
 ) -> Float[Array, " 6"]:
     """error(fly(x, thrust, rates)) for every x with error(x) = e, written in e alone: interval proofs need it short.
 
-    With G from s, and C = Cay(dt w): z+ = z + dt v.G, v+ = C'(v + dt (a e3 - g G)), G+ = C'G.
+    With G from s, and C = Cay(dt w): z+ = z + dt G.v, v+ = C'(v + dt (a e3 - g G)), G+ = C'G. For a known tilt and known
+    rates this is linear in z and v; products are written with tilt and rates first, as `holdfast.certify.anchored` asks.
     """
     z, v, s = e[0], e[1:4], e[4:]
     sigma = (s @ s) / 4
@@ -118,7 +119,7 @@ def error_step(
     push = thrust * jnp.array([0.0, 0.0, 1.0], e.dtype)
     velocity = turned_back(v + dt * (push - gravity * up))
     up_next = turned_back(up)
-    return jnp.concatenate([jnp.stack([z + dt * (v @ up)]), velocity, 2 * up_next[:2] / (1 + up_next[2])])
+    return jnp.concatenate([jnp.stack([z + dt * (up @ v)]), velocity, 2 * up_next[:2] / (1 + up_next[2])])
 
 
 def manifold(x: Float[Array, " 10"]) -> Float[Array, " 1"]:

@@ -33,7 +33,7 @@ class RigidQuadrotor(System):
 
     Sources: equations of motion as in Mellinger and Kumar, "Minimum snap trajectory generation and control for
     quadrotors" (2011). Mass, inertia and arm are those published for the AscTec Hummingbird (RotorPy, arXiv 2306.04485),
-    with Iyy = 3.68e-3 set equal to Ixx; thrust limit (four times its weight in all), drag torque and sampling are ours.
+    with Iyy = 3.68e-3 set equal to Ixx; thrust limit (twice its weight in all), drag torque and sampling are ours.
     """
 
     state_names: ClassVar = ("x", "y", "z", "vx", "vy", "vz", "qw", "qx", "qy", "qz", "wx", "wy", "wz")
@@ -49,7 +49,7 @@ class RigidQuadrotor(System):
     inertia: tuple[float, float, float] = (3.65e-3, 3.65e-3, 7.03e-3)
     arm: float = 0.17
     drag_torque: float = 0.024
-    input_box: Box = eqx.field(default_factory=lambda: Box([0.0] * 4, [_MASS * GRAVITY] * 4))
+    input_box: Box = eqx.field(default_factory=lambda: Box([0.0] * 4, [_MASS * GRAVITY / 2] * 4))
 
     def step(
         self, x: Float[Array, " 13"], u: Float[Array, " 4"], w: Float[Array, " 0"] | None = None
@@ -101,7 +101,7 @@ class RigidQuadrotor(System):
         shown = "algebra on the traced step, tests/test_rigid_quadrotor.py::test_symmetry_is_exact"
         # What turns: (sum, -tau_y / l, tau_x / l, tau_z / k).
         mixing = np.array([[1.0, 1, 1, 1], [1, 0, -1, 0], [0, 1, 0, -1], [1, -1, 1, -1]])
-        return Symmetry(((1, 2), (4, 5), (6, 7)), ((1, 2),), True, (2, 3), shown, mirrored_errors=(8,), mixing=mixing)
+        return Symmetry(((4, 5), (6, 7), (1, 2)), ((1, 2),), True, (2, 3), shown, mirrored_errors=(8,), mixing=mixing)
 
     def manifold(self, x: Float[Array, " 13"]) -> Float[Array, " 1"]:
         """|q|^2 - 1."""
@@ -149,7 +149,7 @@ class RigidQuadrotor(System):
         roll, pitch = self.arm * (u[1] - u[3]), self.arm * (u[2] - u[0])
         yaw = self.drag_torque * ((u[0] + u[2]) - (u[1] + u[3]))
         ahead = [
-            wx + dt * (roll / ix - ((iz - iy) / ix) * (wy * wz)),
+            wx + dt * (roll / ix - ((iz - iy) / ix) * (wz * wy)),
             wy + dt * (pitch / iy - ((ix - iz) / iy) * (wz * wx)),
             wz + dt * (yaw / iz - ((iy - ix) / iz) * (wx * wy)),
         ]

@@ -5,8 +5,9 @@ from typing import Any
 from holdfast.tasks.base import Task
 from holdfast.tasks.lane_keeping import LaneKeeping
 from holdfast.tasks.power_loop import PowerLoop
+from holdfast.tasks.rigid_eight import RigidEight
 
-_TASKS: dict[str, Any] = {task.name: task for task in (LaneKeeping, PowerLoop)}
+_TASKS: dict[str, Any] = {task.name: task for task in (LaneKeeping, PowerLoop, RigidEight)}
 
 
 class UnknownTask(ValueError):
