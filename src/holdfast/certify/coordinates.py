@@ -28,9 +28,9 @@ class RotationSymmetry:
     """A declared symmetry of the closed loop: it commutes with a common rotation of several coordinate pairs.
 
     Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b] and of the
-    `mirrored` coordinates, maps solutions to solutions and leaves V unchanged. Every state can then be turned so that one coordinate is zero and
-    one (with `mirror` two) non-negative, and only those states need a proof. This saves two to three of the
-    dimensions to be split.
+    `mirrored` coordinates, maps solutions to solutions and leaves V unchanged. Every state can then be turned so that one
+    coordinate is zero and one (with `mirror` two) non-negative, and only those states need a proof. This saves two to three
+    of the dimensions to be split.
 
     The matrix P must have the symmetry exactly (`symmetrise` makes it so). That `step` has it is checked numerically,
     at sampled points: in a certificate it stays an obligation of its own, to be shown by algebra.

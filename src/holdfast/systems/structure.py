@@ -49,12 +49,16 @@ class Symmetry:
 
     def input_matrix(self, size: int, angle: float, flip: bool = False) -> np.ndarray:
         """T_u, shape [m, m]."""
-        turn = _turn(size, self.input_pairs, angle, self.mirrored_inputs if flip else ())
+        turn = self._mixed_turn(size, angle, flip)
         if self.mixing is None:
             return turn
         turn = np.linalg.solve(self.mixing, turn @ self.mixing)
         # Quarter turns and mirrors are exact: small fractions, which rounding would blur.
         return np.round(turn, 12) if _quarters(angle) is not None else turn
+
+    def _mixed_turn(self, size: int, angle: float, flip: bool) -> np.ndarray:
+        """What happens to mixing @ u, shape [m, m]."""
+        return _turn(size, self.input_pairs, angle, self.mirrored_inputs if flip else ())
 
     def symmetric_form(self, matrix: np.ndarray) -> np.ndarray:
         """The quadratic form [e, e] closest to a given one that no turn changes."""
@@ -65,8 +69,11 @@ class Symmetry:
     def symmetric_gain(self, gain: np.ndarray) -> np.ndarray:
         """The feedback matrix [m, e] closest to a given one with K T_e = T_u K."""
         m, e = gain.shape
-        turns = [(self.input_matrix(m, *g), self.error_matrix(e, *g)) for g in self._group()]
-        return np.mean([U.T @ gain @ T for U, T in turns], axis=0)
+        mixing = np.eye(m) if self.mixing is None else self.mixing
+        # Averaged where turns only move and flip entries, so that what cancels does so exactly.
+        turns = [(self._mixed_turn(m, *g), self.error_matrix(e, *g)) for g in self._group()]
+        mixed = np.mean([U.T @ (mixing @ gain) @ T for U, T in turns], axis=0)
+        return np.round(np.linalg.inv(mixing), 12) @ mixed
 
     def _group(self) -> Iterator[tuple[float, bool]]:
         """Quarter turns: what commutes with them commutes with every turn of pairs, and their matrices are exact."""
