@@ -33,7 +33,7 @@ class RigidEight(Task):
     name: ClassVar = "rigid-eight"
     episode_steps: ClassVar = STEPS
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s", "tilt_rms": "rad"}
-    training: ClassVar[dict[str, Any]] = {"updates": 400, "window": 16, "backup_updates": 600}
+    training: ClassVar[dict[str, Any]] = {"updates": 400, "window": 24, "discount": 0.97, "backup_updates": 600}
     #: Bounds of the states for which the backup is trained and measured: m/s, rad, rad/s, rad/s.
     sampled_speed: ClassVar = 4.0
     sampled_tilt: ClassVar = 0.75 * np.pi
@@ -41,16 +41,16 @@ class RigidEight(Task):
 
     system: RigidQuadrotor = eqx.field(default_factory=lambda: RigidQuadrotor(hover_height=MIDDLE))
     safe_set: SuperlevelSet = eqx.field(default_factory=lambda: SuperlevelSet(_room, ("ceiling", "floor"), ("m", "m")))
-    # Rates bound how rounding spreads along a plan: wz turns the others.
+    # No episode can leave it sideways. Rates bound how rounding spreads along a plan: wz turns the others.
     state_box: Box = eqx.field(
         default_factory=lambda: Box(
-            [-8.0, -8.0, FLOOR, -8.0, -8.0, -8.0] + [-1.001] * 4 + [-15.0, -15.0, -4.0],
-            [8.0, 8.0, CEILING, 8.0, 8.0, 8.0] + [1.001] * 4 + [15.0, 15.0, 4.0],
+            [-60.0, -60.0, FLOOR, -8.0, -8.0, -8.0] + [-1.001] * 4 + [-15.0, -15.0, -4.0],
+            [60.0, 60.0, CEILING, 8.0, 8.0, 8.0] + [1.001] * 4 + [15.0, 15.0, 4.0],
         )
     )
     safety: SafetySettings = eqx.field(
         default_factory=lambda: SafetySettings(
-            state_cost=(5.0, 1.0, 1.0, 1.0, 10.0, 10.0, 0.6, 0.6, 0.6), input_cost=(1.0,) * 4, horizon=75
+            state_cost=(5.0, 1.0, 1.0, 1.0, 10.0, 10.0, 0.6, 0.6, 0.6), input_cost=(1.0,) * 4, horizon=90
         )
     )
 
