@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import RigidQuadrotor, quaternion
@@ -84,22 +85,36 @@ class RigidEight(Task):
         zero = jnp.zeros_like(x)
         return jnp.stack([x, zero, z, vx, zero, vz, zero + 1, zero, zero, zero, zero, zero, zero])
 
+    def _acceleration(self, t) -> Float[Array, " 3"]:
+        """Of the reference at step t, m/s^2, shape [3]."""
+        rate = 2 * np.pi / PERIOD
+        phase = rate * self.system.dt * t
+        x, z = -WIDTH * rate**2 * jnp.sin(phase), -HEIGHT * (2 * rate) ** 2 * jnp.sin(2 * phase)
+        return jnp.stack([x, jnp.zeros_like(x), z])
+
     def observe(self, x, t, context):
         """Where the reference is from here and how it moves, now and a fifth of a second ahead, and x without its place."""
         now, ahead = (self.reference(t + k, context).astype(x.dtype)[:6] for k in (0, 10))
         return jnp.concatenate([now - x[:6], ahead - x[:6], x[2:]])
 
     def reward(self, x, u, x_next, t, context):
+        """Position, velocity, thrust against the one that would close their gaps (Lee et al. 2010), heading, rates.
+
+        A thrust in the wrong direction costs at once, what it does to position only a second later.
+        """
         wanted = self.reference(t + 1, context).astype(x.dtype)
         position, velocity, w = wanted[:3] - x_next[:3], wanted[3:6] - x_next[3:6], x_next[10:]
-        # R'e3 and heading: away from the reference's attitude by as much as x and y axes are.
-        facing = quaternion.rotation_matrix(x_next[6:10])
-        lean = 2 - facing[2, 2] - facing[0, 0]
-        push = u / jnp.asarray(self.system.equilibrium()[1], x.dtype) - 1
-        cost = (
-            4 * (position @ position) + 0.5 * (velocity @ velocity) + 0.5 * lean + 0.02 * (w @ w) + 0.02 * (push @ push)
-        )
-        return -cost
+        axes = quaternion.rotation_matrix(x_next[6:10])
+        # Nearly linear far away: a robot that has lost the reference should still know where to go.
+        reach = jnp.sqrt(1 + position @ position)
+        pull = self._acceleration(t + 1).astype(x.dtype) + 4 * position / reach + 3 * velocity
+        pull = pull + self.system.gravity * jnp.array([0.0, 0.0, 1.0], x.dtype)
+        along = axes[:, 2] @ pull
+        length = jnp.sqrt(pull @ pull + 1)
+        thrust = jnp.sum(u) / self.system.mass
+        cost = 4 * (reach - 1) + 2 * (jnp.sqrt(1 + velocity @ velocity / 4) - 1)
+        cost = cost + 6 * (1 - along / length) + 0.02 * (thrust - along) ** 2 + 0.5 * (1 - axes[0, 0])
+        return -(cost + 0.02 * (w @ w))
 
     def metrics(self, states, context):
         times = jnp.arange(states.shape[0])
