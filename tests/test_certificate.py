@@ -126,7 +126,7 @@ def test_what_rests_on_a_refuted_base_set_is_not_called_proved(refuted):
 
 
 def test_a_spent_budget_is_not_a_proof():
-    found = certify(1.05, max_boxes=1)
+    found = certify(5.0, max_boxes=1)
     assert found.certificate["base set invariant"].discharge == "not proved"
     assert not found.certificate.holds
     assert np.all(np.isinf(found.acceptance.path))

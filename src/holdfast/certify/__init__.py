@@ -11,6 +11,7 @@ from holdfast.certify.invariance import largest_invariant_level, prove_invarianc
 from holdfast.certify.proof import InvarianceProof, invariance_robustness
 from holdfast.certify.rounding import flow_deviation, rounding_error
 from holdfast.certify.slope import interval_jacobian
+from holdfast.certify.vertex_test import largest_contractive_level, prove_contraction
 
 __all__ = [
     "MEANING",
@@ -31,8 +32,10 @@ __all__ = [
     "interval_eval",
     "interval_jacobian",
     "invariance_robustness",
+    "largest_contractive_level",
     "largest_inside_level",
     "largest_invariant_level",
+    "prove_contraction",
     "prove_invariance",
     "rounding_error",
     "safe_bounds",

@@ -113,12 +113,13 @@ def _replay_deviation(system: System, region: Box, steps: int, dtype) -> tuple[n
         return flow, flow
     # Rounding may carry a state out of the region by what is to be found: a hundredth is checked to be enough.
     slack = 1e-2 * np.maximum(1.0, np.maximum(np.abs(region.lower), np.abs(region.upper)))
-    cells = cover_region(system, Box(region.lower - slack, region.upper + slack))
+    reached = Box(region.lower - slack, region.upper + slack)
+    cells, gains = cover_region(system, reached), spread.gains_in(reached)
     rounding = _rounding(lambda x, u: system.step(x, u), cells, Interval.box(*inputs), dtype=dtype)
     fresh = spread.norms(2 * rounding + _ulp(cells, dtype)[:, None]).max(axis=1)
     norms = [np.zeros(len(spread.blocks))]
     for _ in range(steps):
-        norms.append(np.maximum(norms[-1], (spread.gains @ norms[-1] + fresh) * (1 + 1e-9)))
+        norms.append(np.maximum(norms[-1], (gains @ norms[-1] + fresh) * (1 + 1e-9)))
     deviations = np.stack([spread.entries(each) for each in norms])
     return np.where(deviations <= slack, deviations, np.inf), np.stack(norms)
 

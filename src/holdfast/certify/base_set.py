@@ -14,6 +14,7 @@ from holdfast.certify.coordinates import RotationSymmetry
 from holdfast.certify.declared import angle_obligations, declared_obligations
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
 from holdfast.certify.proof import InvarianceProof, deviation_norm, invariance_robustness
+from holdfast.certify.vertex_test import largest_contractive_level, prove_contraction
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import System
 
@@ -119,7 +120,7 @@ def _symmetry(base: BaseSet, level: float) -> RotationSymmetry | None:
     declared = base.system.symmetry
     if declared is None or level > _unsaturated(base):
         return None
-    return RotationSymmetry(declared.pairs, declared.mirror)
+    return RotationSymmetry(declared.pairs, declared.mirror, declared.mirrored_errors)
 
 
 def _contraction(base: BaseSet, level: float, region: Box) -> float:
@@ -153,16 +154,23 @@ def _largest(base: BaseSet, safe_set: SuperlevelSet, region: Box, max_boxes: int
         )
     upper = containment.level if base.system.symmetry is None else min(containment.level, unsaturated)
     upper = _below(upper)
-    invariance = largest_invariant_level(
-        base.closed_loop,
-        P,
-        upper,
-        rtol=0.01,
-        delta=_contraction(base, upper, region),
-        max_boxes=max_boxes,
-        max_seconds=max_seconds,
-        symmetry=_symmetry(base, upper),
-    )
+    invariance = _vertex_test(prove_contraction, base, upper, region, max_boxes, max_seconds)
+    if invariance is None or invariance.result != "proved":
+        invariance = largest_invariant_level(
+            base.closed_loop,
+            P,
+            upper,
+            rtol=0.01,
+            delta=_contraction(base, upper, region),
+            max_boxes=max_boxes,
+            max_seconds=max_seconds,
+            symmetry=_symmetry(base, upper),
+        )
+    if invariance.result != "proved":
+        unclipped = min(upper, _below(unsaturated))
+        invariance = (
+            _vertex_test(largest_contractive_level, base, unclipped, region, max_boxes, max_seconds) or invariance
+        )
     if invariance.result != "proved":
         raise NotProvable(
             f"base set: that it is invariant is not proved for any level (last try c = {invariance.level:.4g}: "
@@ -180,7 +188,31 @@ def _largest(base: BaseSet, safe_set: SuperlevelSet, region: Box, max_boxes: int
     return invariance, contained
 
 
+def _vertex_test(
+    prove, base: BaseSet, level: float, region: Box, max_boxes: int, max_seconds: float
+) -> InvarianceProof | None:
+    """The vertex test, tried first as it is soon over where it does not help; None where the clip may act."""
+    if level > _unsaturated(base) * (1 - 1e-9):
+        return None
+
+    def unclipped(e):
+        return base.system.error_step(e, base.controller.unclipped(e))
+
+    return prove(
+        unclipped,
+        base.ellipsoid.shape_matrix,
+        level,
+        delta=_contraction(base, level, region),
+        max_boxes=max_boxes,
+        max_seconds=max_seconds,
+        symmetry=_symmetry(base, level),
+    )
+
+
 def _prove_level(base: BaseSet, level: float, region: Box, max_boxes: int, max_seconds: float) -> InvarianceProof:
+    found = _vertex_test(prove_contraction, base, level, region, max_boxes, max_seconds)
+    if found is not None and found.result == "proved":
+        return found
     return prove_invariance(
         base.closed_loop,
         base.ellipsoid.shape_matrix,
@@ -219,7 +251,7 @@ def _invariance_obligation(proof: InvarianceProof) -> Obligation:
         f"Whenever V(e) = e'Pe <= {proof.level:.6g}, one step of the true nonlinear system under the clipped base "
         f"controller gives V <= {1 - proof.delta:.6g} * {proof.level:.6g}.",
         _discharge(proof),
-        f"interval branch and bound on the sampled closed loop: {proof.reason}",
+        f"{proof.method} on the sampled closed loop: {proof.reason}",
         _numbers(proof) | {"delta": proof.delta},
     )
 

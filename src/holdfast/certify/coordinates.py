@@ -27,10 +27,10 @@ from holdfast.certify.interval import Interval
 class RotationSymmetry:
     """A declared symmetry of the closed loop: it commutes with a common rotation of several coordinate pairs.
 
-    Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b], maps
-    solutions to solutions and leaves V unchanged. Every state can then be turned so that one coordinate is zero and
-    one (with `mirror` two) non-negative, and only those states need a proof. This saves two to three of the
-    dimensions to be split.
+    Rotating every pair (e[a], e[b]) by one angle, and with `mirror` also flipping the sign of every e[b] and of the
+    `mirrored` coordinates, maps solutions to solutions and leaves V unchanged. Every state can then be turned so that one
+    coordinate is zero and one (with `mirror` two) non-negative, and only those states need a proof. This saves two to three
+    of the dimensions to be split.
 
     The matrix P must have the symmetry exactly (`symmetrise` makes it so). That `step` has it is checked numerically,
     at sampled points: in a certificate it stays an obligation of its own, to be shown by algebra.
@@ -38,11 +38,19 @@ class RotationSymmetry:
 
     pairs: tuple[tuple[int, int], ...]
     mirror: bool = False
+    mirrored: tuple[int, ...] = ()
 
     def blocks(self, n: int) -> tuple[list[int], list[int], list[int]]:
         """Indices of the first members, the second members and the rest."""
         first, second = [a for a, _ in self.pairs], [b for _, b in self.pairs]
         return first, second, [i for i in range(n) if i not in first and i not in second]
+
+    def cut(self, lo: np.ndarray, hi: np.ndarray) -> None:
+        """Cut a box lo..hi [n], in place, down to states that stand for all others; the first pairs gain most."""
+        first, second, _ = self.blocks(len(lo))
+        lo[first[0]] = lo[second[0]] = hi[second[0]] = 0.0
+        if self.mirror and len(second) > 1:
+            lo[second[1]] = 0.0
 
     def symmetrise(self, matrix: np.ndarray) -> np.ndarray:
         """The nearest matrix [n, n] of the form that the symmetry demands."""
@@ -67,6 +75,8 @@ class RotationSymmetry:
 
         def turn(x):
             x = x.copy()
+            for i in self.mirrored:
+                x[:, i] *= flip
             for a, b in self.pairs:
                 u, v = x[:, a].copy(), flip * x[:, b]
                 x[:, a], x[:, b] = np.cos(angle) * u - np.sin(angle) * v, np.sin(angle) * u + np.cos(angle) * v

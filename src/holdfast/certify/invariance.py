@@ -61,7 +61,7 @@ def _peak(q: np.ndarray, G: Interval, lo: np.ndarray, centre: np.ndarray, hi: np
     return np.maximum(side(G.hi, hi), side(G.lo, lo))
 
 
-class _ClosedLoop:
+class ClosedLoop:
     """A closed loop, traced once: interval programs in both coordinates and a compiled falsifier."""
 
     def __init__(self, step: Callable, P: np.ndarray, symmetry: RotationSymmetry | None):
@@ -129,10 +129,7 @@ class _ClosedLoop:
         radius = np.sqrt(self.coordinates.ball(level)) * (1 + 1e-15)
         lo, hi = np.full(self.n, -radius), np.full(self.n, radius)
         if self.symmetry is not None:
-            first, second, _ = self.symmetry.blocks(self.n)
-            lo[first[0]] = lo[second[0]] = hi[second[0]] = 0.0
-            if self.symmetry.mirror and len(second) > 1:
-                lo[second[1]] = 0.0
+            self.symmetry.cut(lo, hi)
         return lo, hi
 
     def judge(self, level: float, delta: float, lo: np.ndarray, hi: np.ndarray) -> Judgement:
@@ -196,7 +193,7 @@ class _ClosedLoop:
         return (e, before, after) if before <= level and after > level * (1 - delta) else None
 
 
-def _prove(loop: _ClosedLoop, level: float, delta: float, budget: Budget, falsify: bool) -> InvarianceProof:
+def _prove(loop: ClosedLoop, level: float, delta: float, budget: Budget, falsify: bool) -> InvarianceProof:
     start = time.monotonic()
 
     def report(result, boxes, counterexample, reason):
@@ -225,10 +222,11 @@ def _prove(loop: _ClosedLoop, level: float, delta: float, budget: Budget, falsif
     return report("proved", outcome.boxes, None, reason)
 
 
-def _loop(step, P, symmetry, level) -> _ClosedLoop:
+def traced_loop(step: Callable, P, symmetry: RotationSymmetry | None, level: float) -> ClosedLoop:
+    """The closed loop, traced, after a check at sampled points up to `level` that it has the declared symmetry."""
     if symmetry is not None:
         symmetry.check(step, np.asarray(P, np.float64), level)
-    return _ClosedLoop(step, P, symmetry)
+    return ClosedLoop(step, P, symmetry)
 
 
 def prove_invariance(
@@ -260,7 +258,7 @@ def prove_invariance(
         raise ValueError("prove_invariance needs a finite level > 0 and 0 <= delta < 1")
     budget = Budget.of(max_boxes, max_seconds)
     start = time.monotonic()
-    proof = _prove(_loop(step, P, symmetry, level), float(level), delta, budget, falsify)
+    proof = _prove(traced_loop(step, P, symmetry, level), float(level), delta, budget, falsify)
     return with_seconds(proof, start)
 
 
@@ -281,7 +279,7 @@ def largest_invariant_level(
     could be proved the last failure is returned, so look at `result`.
     """
     start = time.monotonic()
-    loop = _loop(step, P, symmetry, upper)
+    loop = traced_loop(step, P, symmetry, upper)
     deadline = start + max_seconds
     best = bisect_level(lambda c: _prove(loop, c, delta, Budget(max_boxes, deadline), True), upper, rtol, deadline)
     return with_seconds(best, start)

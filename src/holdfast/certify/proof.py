@@ -18,7 +18,7 @@ class InvarianceProof:
         "refuted" - `counterexample` breaks invariance (V after > level) or the margin (< 0), verified by intervals;
         "not_proved" - neither; the set must not be used as if it were safe.
     level: c. delta: contraction proved beyond invariance (0 for containment in a safe set).
-    boxes, seconds: the work done. reason: plain words.
+    boxes, seconds: the work done. reason, method: plain words.
     counterexample: "state" [n], "before" (upper bound of V there, at most c), and "after" (lower bound of V one step
         later) or "margin" (upper bound of the worst margin).
     """
@@ -30,6 +30,7 @@ class InvarianceProof:
     seconds: float
     counterexample: dict | None
     reason: str
+    method: str = "interval branch and bound"
 
     def __bool__(self) -> bool:
         raise TypeError("an InvarianceProof has three outcomes: compare proof.result with 'proved'")

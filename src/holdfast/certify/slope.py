@@ -36,20 +36,23 @@ class Slope:
     columns: Interval | None
 
 
-def _times(factor: Interval, columns: Interval | None) -> Interval | None:
+def times(factor: Interval, columns: Interval | None) -> Interval | None:
+    """Slopes of factor * value: the factor [..., boxes] times columns [..., columns, boxes]; None for zero."""
     if columns is None:
         return None
     lo = factor.lo[..., None, :]
     return iv.mul(Interval(lo, lo if factor.is_thin else factor.hi[..., None, :]), columns)
 
 
-def _plus(a: Interval | None, b: Interval | None) -> Interval | None:
+def plus(a: Interval | None, b: Interval | None) -> Interval | None:
+    """Sum of two sets of slopes; None for zero."""
     if a is None or b is None:
         return b if a is None else a
     return iv.add(a, b)
 
 
-def _minus(a: Interval | None) -> Interval | None:
+def minus(a: Interval | None) -> Interval | None:
+    """Slopes of the negative; None for zero."""
     return None if a is None else iv.neg(a)
 
 
@@ -103,10 +106,10 @@ class SlopeDomain:
         self.rules: dict[str, Callable] = {name: self._smooth(name) for name in DERIVATIVES}
         self.rules |= {name: self._step(rule) for name, rule in STEPS.items()}
         self.rules |= {
-            "neg": lambda x, **_: Slope(iv.neg(x.value), _minus(x.columns)),
+            "neg": lambda x, **_: Slope(iv.neg(x.value), minus(x.columns)),
             "add": self._add,
             "add_any": self._add,
-            "sub": lambda a, b, **_: Slope(iv.sub(a.value, b.value), _plus(a.columns, _minus(b.columns))),
+            "sub": lambda a, b, **_: Slope(iv.sub(a.value, b.value), plus(a.columns, minus(b.columns))),
             "mul": self._mul,
             "div": self._div,
             "max": self._max,
@@ -166,7 +169,7 @@ class SlopeDomain:
 
         def rule(x: Slope, **_) -> Slope:
             value = function(x.value)
-            return Slope(value, None if x.columns is None else _times(derivative(x.value, value), x.columns))
+            return Slope(value, None if x.columns is None else times(derivative(x.value, value), x.columns))
 
         return rule
 
@@ -183,13 +186,13 @@ class SlopeDomain:
         return Slope(value, self._jump_column(jump) if (jump != 0).any() else None)
 
     def _add(self, a: Slope, b: Slope, **_) -> Slope:
-        return Slope(iv.add(a.value, b.value), _plus(a.columns, b.columns))
+        return Slope(iv.add(a.value, b.value), plus(a.columns, b.columns))
 
     def _mul(self, a: Slope, b: Slope, **_) -> Slope:
         if a is b:
             return self.rules["square"](a)
         # a1 b1 - a2 b2 = (a1 - a2) b1 + a2 (b1 - b2)
-        return Slope(iv.mul(a.value, b.value), _plus(_times(b.value, a.columns), _times(a.value, b.columns)))
+        return Slope(iv.mul(a.value, b.value), plus(times(b.value, a.columns), times(a.value, b.columns)))
 
     def _div(self, a: Slope, b: Slope, **_) -> Slope:
         value = iv.div(a.value, b.value)
@@ -200,8 +203,8 @@ class SlopeDomain:
             lo = b.value.lo[..., None, :]
             divisor = Interval(lo, lo if b.value.is_thin else b.value.hi[..., None, :])
             return Slope(value, None if a.columns is None else iv.div(a.columns, divisor))
-        numerator = _plus(a.columns, _minus(_times(value, b.columns)))
-        return Slope(value, _times(_inverse(b.value), numerator))
+        numerator = plus(a.columns, minus(times(value, b.columns)))
+        return Slope(value, times(_inverse(b.value), numerator))
 
     def _max(self, a: Slope, b: Slope, **_) -> Slope:
         value = iv.maximum(a.value, b.value)
@@ -223,7 +226,7 @@ class SlopeDomain:
         value = iv.atan2(y.value, x.value)
         radius = iv.add(iv.square(x.value), iv.square(y.value))
         dy, dx = iv.div(x.value, radius), iv.neg(iv.div(y.value, radius))
-        columns = _plus(_times(dy, y.columns), _times(dx, x.columns))
+        columns = plus(times(dy, y.columns), times(dx, x.columns))
         if columns is None:
             return Slope(value, None)
         cut = (x.value.lo <= 0) & (y.value.lo <= 0) & (y.value.hi >= 0)
@@ -234,20 +237,20 @@ class SlopeDomain:
 
     def _rem(self, a: Slope, b: Slope, **_) -> Slope:
         quotient = self._jumping(iv.truncate(iv.div(a.value, b.value)))
-        columns = self._add(a, self._mul(Slope(iv.neg(b.value), _minus(b.columns)), quotient)).columns
+        columns = self._add(a, self._mul(Slope(iv.neg(b.value), minus(b.columns)), quotient)).columns
         return Slope(iv.rem(a.value, b.value), columns)
 
     def _integer_pow(self, x: Slope, *, y: int) -> Slope:
         slope = iv.mul(Interval.constant(float(y)), iv.integer_pow(x.value, y - 1))
-        return Slope(iv.integer_pow(x.value, y), _times(slope, x.columns))
+        return Slope(iv.integer_pow(x.value, y), times(slope, x.columns))
 
     def _pow(self, x: Slope, exponent: Slope, **_) -> Slope:
         value = iv.power(x.value, exponent.value)
         columns = None
         if x.columns is not None:
-            columns = _times(iv.mul(exponent.value, iv.div(value, x.value)), x.columns)
+            columns = times(iv.mul(exponent.value, iv.div(value, x.value)), x.columns)
         if exponent.columns is not None:
-            columns = _plus(columns, _times(iv.mul(value, iv.log(x.value)), exponent.columns))
+            columns = plus(columns, times(iv.mul(value, iv.log(x.value)), exponent.columns))
         return Slope(value, columns)
 
 

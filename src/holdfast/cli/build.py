@@ -7,7 +7,7 @@ import numpy as np
 
 from holdfast.backup import BackupNetwork, BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import CertifiedBaseSet, certify_base_set
-from holdfast.cli.config import TrainConfig
+from holdfast.cli.config import SettledConfig
 from holdfast.cli.own import load_own
 from holdfast.learn import SafeArrivalSettings, SafeArrivalTrainer, ShacSettings, ShacTrainer
 from holdfast.runs import physics_hash
@@ -63,7 +63,7 @@ def certify_task(
     )
 
 
-def backup_trainer(task: Task, certified: CertifiedBaseSet, config: TrainConfig) -> SafeArrivalTrainer:
+def backup_trainer(task: Task, certified: CertifiedBaseSet, config: SettledConfig) -> SafeArrivalTrainer:
     """Phase 1."""
     settings = SafeArrivalSettings(updates=config.backup_updates)
     horizon = config.horizon or task.safety.horizon
@@ -122,7 +122,7 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
 
 
 def make_guard(
-    task: Task, certified: CertifiedBaseSet, network: BackupNetwork | None, config: TrainConfig
+    task: Task, certified: CertifiedBaseSet, network: BackupNetwork | None, config: SettledConfig
 ) -> Safeguard | Unguarded:
     """The safeguard that the config asks for."""
     if config.safeguard == "none":
@@ -134,7 +134,7 @@ def make_guard(
     return Safeguard(source, tuple(MAPS[name]() for name in names), config.gradient)
 
 
-def policy_trainer(task: Task, guard: Guard, config: TrainConfig) -> ShacTrainer:
+def policy_trainer(task: Task, guard: Guard, config: SettledConfig) -> ShacTrainer:
     """Phase 2."""
     settings = ShacSettings(
         updates=config.updates,

@@ -1,34 +1,14 @@
 """What a training run is asked to do."""
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import tyro
 
 from holdfast.tasks import Task
 
 SafeguardName = Literal["all", "ray", "boundary_projection", "per_input", "none"]
-
-#: Settings of a task that has none of its own.
-_DEFAULTS: dict[str, Any] = {
-    "safeguard": "ray",
-    "gradient": "exact",
-    "backup_updates": 300,
-    "updates": 600,
-    "environments": 48,
-    "window": 16,
-    "discount": 0.95,
-    "actor_rate": 7e-3,
-    "critic_steps": 8,
-    "initial_std": 0.05,
-    "restart": 0.003,
-    "practice": 0.0,
-    "lost": float("inf"),
-    "gradient_limit": float("inf"),
-    "intervention_penalty": 0.1,
-    "margin_penalty": 0.0,
-}
+GradientMode = Literal["exact", "straight_through", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +46,7 @@ class TrainConfig:
     task: tyro.conf.Positional[str]
     algorithm: Literal["shac"] = "shac"
     safeguard: SafeguardName | None = None
-    gradient: Literal["exact", "straight_through", "stopped"] | None = None
+    gradient: GradientMode | None = None
     placement: Literal["policy", "environment"] = "policy"
     seed: int = 0
     seeds: int = 1
@@ -109,16 +89,39 @@ class TrainConfig:
         if value is not None and not holds(value):
             raise ValueError(f"{name} = {value}; {remedy}")
 
-    def for_task(self, task: Task) -> "TrainConfig":
-        """The same with every setting that was not given filled in: from `task.training`, else the library's default.
+    def for_task(self, task: Task) -> "SettledConfig":
+        """The same with what was not given filled in: from `task.training`, else the library's default.
 
         Raises:
             ValueError: if `task.training` has a name that is no setting, or a value that is none.
         """
-        unknown = sorted(set(task.training) - set(_DEFAULTS))
+        settings = [name for name in SettledConfig.__annotations__]
+        unknown = sorted(set(task.training) - set(settings))
         if unknown:
             raise ValueError(
-                f"{type(task).__name__}.training has {', '.join(map(repr, unknown))}; the settings are: {', '.join(_DEFAULTS)}"
+                f"{type(task).__name__}.training has {', '.join(map(repr, unknown))}; the settings are: {', '.join(settings)}"
             )
-        settings = _DEFAULTS | task.training
-        return dataclasses.replace(self, **{k: v for k, v in settings.items() if getattr(self, k) is None})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return SettledConfig(**task.training | {name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class SettledConfig(TrainConfig):
+    """Settings with nothing left open; the defaults here are the library's, for tasks without settings of their own."""
+
+    safeguard: SafeguardName = "ray"
+    gradient: GradientMode = "exact"
+    backup_updates: int = 300
+    updates: int = 600
+    environments: int = 48
+    window: int = 16
+    discount: float = 0.95
+    actor_rate: float = 7e-3
+    critic_steps: int = 8
+    initial_std: float = 0.05
+    restart: float = 0.003
+    practice: float = 0.0
+    lost: float = float("inf")
+    gradient_limit: float = float("inf")
+    intervention_penalty: float = 0.1
+    margin_penalty: float = 0.0

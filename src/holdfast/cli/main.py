@@ -253,7 +253,7 @@ class Attack:
         certified = certify_task(task, level=None, horizon=None)
         require_proof(certified.certificate)
         require_useful_backup(task, certified, None, task.safety.horizon)
-        return task, make_guard(task, certified, None, TrainConfig(self.subject)), None
+        return task, make_guard(task, certified, None, TrainConfig(self.subject).for_task(task)), None
 
 
 @dataclass

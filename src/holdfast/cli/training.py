@@ -24,7 +24,7 @@ from holdfast.cli.build import (
     policy_trainer,
     require_useful_backup,
 )
-from holdfast.cli.config import TrainConfig
+from holdfast.cli.config import SettledConfig, TrainConfig
 from holdfast.cli.timing import Stopwatch
 from holdfast.learn import ShacState, initialise, train
 from holdfast.runs import RunDirectory, RunError, read_header, seed_keys
@@ -79,7 +79,7 @@ class Trained:
     """
 
     task: Task
-    config: TrainConfig
+    config: SettledConfig
     certified: CertifiedBaseSet
     network: Any
     policy: ShacState
@@ -97,63 +97,63 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
             written before the base set is proved.
     """
     task, watch = load_task(config.task), Stopwatch()
-    config = config.for_task(task)
+    settled = config.for_task(task)
     certificate = kept_certificate(run, task) if resume else None
     with watch("verify"):
         progress("verify", 0, 1, {})
-        level = config.level if certificate is None else certified_level(certificate)
-        certified = certify_task(task, level=level, horizon=config.horizon)
-        if config.safeguard != "none":
+        level = settled.level if certificate is None else certified_level(certificate)
+        certified = certify_task(task, level=level, horizon=settled.horizon)
+        if settled.safeguard != "none":
             require_proof(certified.certificate)
         if certificate is None:
             run.write_certificate(certified.certificate.to_json())
         progress("verify", 1, 1, {"level": certified.base_set.ellipsoid.level})
     if interrupt.requested:
         return None
-    keys = _keys(config)
-    identity = {"task": task.name, "physics": certified.certificate.physics, "seeds": config.seeds}
+    keys = _keys(settled)
+    identity = {"task": task.name, "physics": certified.certificate.physics, "seeds": settled.seeds}
     at = _position(run) if resume else {"phase": "backup", "updates": 0}
-    run.rewind_metrics(at["updates"] + (config.backup_updates if at["phase"] == "policy" else 0))
-    keep = _Keeper(run, identity, config, progress, interrupt)
+    run.rewind_metrics(at["updates"] + (settled.backup_updates if at["phase"] == "policy" else 0))
+    keep = _Keeper(run, identity, settled, progress, interrupt)
 
-    trainer = backup_trainer(task, certified, config)
+    trainer = backup_trainer(task, certified, settled)
     state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
     if at["phase"] == "backup":
         if at["updates"]:
             state = _restore(run, {"backup": state}, identity)["backup"]
         with watch("backup"):
-            on_chunk = keep.of_phase("backup", config.backup_updates, lambda s: {"backup": s})
+            on_chunk = keep.of_phase("backup", settled.backup_updates, lambda s: {"backup": s})
             state = train(
-                trainer, state, updates=config.backup_updates, start=at["updates"], chunk=_CHUNK, on_chunk=on_chunk
+                trainer, state, updates=settled.backup_updates, start=at["updates"], chunk=_CHUNK, on_chunk=on_chunk
             )
         if interrupt.requested:
             return None
         network, start = state.network, 0
-        if config.safeguard != "none":
-            for index in range(config.seeds):
-                horizon = config.horizon or task.safety.horizon
+        if settled.safeguard != "none":
+            for index in range(settled.seeds):
+                horizon = settled.horizon or task.safety.horizon
                 require_useful_backup(task, certified, of_seed(network, index), horizon)
     else:
         network, start = state.network, at["updates"]
 
-    guard = make_guard(task, certified, network, config)
-    trainer = policy_trainer(task, guard, config)
+    guard = make_guard(task, certified, network, settled)
+    trainer = policy_trainer(task, guard, settled)
     state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys))
     if at["phase"] == "policy":
         restored = _restore(run, {"network": network, "policy": state}, identity)
         network, state = restored["network"], restored["policy"]
-        trainer = policy_trainer(task, make_guard(task, certified, network, config), config)
+        trainer = policy_trainer(task, make_guard(task, certified, network, settled), settled)
     with watch("policy"):
-        on_chunk = keep.of_phase("policy", config.updates, lambda s: {"network": network, "policy": s})
-        state = train(trainer, state, updates=config.updates, start=start, chunk=_CHUNK, on_chunk=on_chunk)
-    return Trained(task, config, certified, network, state, not interrupt.requested, watch.seconds)
+        on_chunk = keep.of_phase("policy", settled.updates, lambda s: {"network": network, "policy": s})
+        state = train(trainer, state, updates=settled.updates, start=start, chunk=_CHUNK, on_chunk=on_chunk)
+    return Trained(task, settled, certified, network, state, not interrupt.requested, watch.seconds)
 
 
 class _Keeper:
     """Logs a row and, now and then, a checkpoint after each chunk; always one at the end or at an interrupt."""
 
     def __init__(
-        self, run: RunDirectory, identity: dict, config: TrainConfig, progress: Progress, interrupt: Interrupt
+        self, run: RunDirectory, identity: dict, config: SettledConfig, progress: Progress, interrupt: Interrupt
     ):
         self.run, self.identity, self.config = run, identity, config
         self.progress, self.interrupt = progress, interrupt
@@ -173,7 +173,7 @@ class _Keeper:
         return on_chunk
 
 
-def _row(phase: str, done: int, metrics: dict[str, np.ndarray], config: TrainConfig) -> dict[str, Any]:
+def _row(phase: str, done: int, metrics: dict[str, np.ndarray], config: SettledConfig) -> dict[str, Any]:
     """One line of metrics.jsonl: means over the chunk, one number a seed."""
     row: dict[str, Any] = {"phase": phase, "iteration": done}
     if phase == "backup":
@@ -215,22 +215,22 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
         CheckpointMismatch: if the checkpoint is of another task, other physics or other settings.
     """
     task = load_task(config.task)
-    config = config.for_task(task)
-    again = f"go on with `holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume`"
+    settled = config.for_task(task)
+    again = f"go on with `holdfast train {shlex.quote(settled.task)} --out {shlex.quote(str(run.path))} --resume`"
     certificate = kept_certificate(run, task)
     at = _position(run)
     if certificate is None or at["phase"] != "policy":
         raise RunError(f"{run.path} stopped before it had a policy; {again}")
-    certified = certify_task(task, level=certified_level(certificate), horizon=config.horizon)
-    if config.safeguard != "none":
+    certified = certify_task(task, level=certified_level(certificate), horizon=settled.horizon)
+    if settled.safeguard != "none":
         require_proof(certified.certificate)
-    keys = _keys(config)
-    identity = {"task": task.name, "physics": certificate.physics, "seeds": config.seeds}
-    network = _blank(backup_trainer(task, certified, config), keys).network
-    state = _blank(policy_trainer(task, make_guard(task, certified, network, config), config), keys)
+    keys = _keys(settled)
+    identity = {"task": task.name, "physics": certificate.physics, "seeds": settled.seeds}
+    network = _blank(backup_trainer(task, certified, settled), keys).network
+    state = _blank(policy_trainer(task, make_guard(task, certified, network, settled), settled), keys)
     restored = _restore(run, {"network": network, "policy": state}, identity)
     return Trained(
-        task, config, certified, restored["network"], restored["policy"], at["updates"] >= config.updates, {}
+        task, settled, certified, restored["network"], restored["policy"], at["updates"] >= settled.updates, {}
     )
 
 

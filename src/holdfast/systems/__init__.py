@@ -8,6 +8,7 @@ from holdfast.systems.linearise import linearise
 from holdfast.systems.pendulum import Pendulum
 from holdfast.systems.planar_quadrotor import PlanarQuadrotor
 from holdfast.systems.quadrotor import Quadrotor
+from holdfast.systems.rigid_quadrotor import RigidQuadrotor
 from holdfast.systems.structure import MANIFOLD_TOLERANCE, Spread, Symmetry
 from holdfast.systems.unicycle import Unicycle
 
@@ -19,6 +20,7 @@ __all__ = [
     "Pendulum",
     "PlanarQuadrotor",
     "Quadrotor",
+    "RigidQuadrotor",
     "Spread",
     "Symmetry",
     "System",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from holdfast.sets import Box
+
 #: How far from its manifold a state may be, in the units of `System.manifold`. Rounding stays far below it.
 MANIFOLD_TOLERANCE = 1e-5
 
@@ -19,7 +21,8 @@ class Symmetry:
 
     error_step(T_e e, T_u u) = T_e error_step(e, u), where T_e turns every pair (e[a], e[b]) and T_u every pair
     (u[a], u[b]) by the same angle; with `mirror` also where T_e flips the sign of the second of every pair of errors and
-    T_u that of the inputs `mirrored_inputs`.
+    of `mirrored_errors`, and T_u that of the inputs `mirrored_inputs`. With `mixing` it is mixing @ u that T_u turns and
+    flips, instead of u.
 
     Attributes:
         pairs: indices of errors that turn together.
@@ -27,6 +30,8 @@ class Symmetry:
         mirror: whether the reflection is a symmetry too.
         mirrored_inputs: inputs whose sign the reflection flips.
         shown_by: where algebra shows it; empty: it is sampled.
+        mirrored_errors: errors in no pair whose sign the reflection flips.
+        mixing: invertible matrix [m, m], or None for the identity.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -34,13 +39,25 @@ class Symmetry:
     mirror: bool = False
     mirrored_inputs: tuple[int, ...] = ()
     shown_by: str = ""
+    mirrored_errors: tuple[int, ...] = ()
+    mixing: np.ndarray | None = None
 
     def error_matrix(self, size: int, angle: float, flip: bool = False) -> np.ndarray:
         """T_e, shape [e, e]."""
-        return _turn(size, self.pairs, angle, tuple(b for _, b in self.pairs) if flip else ())
+        flipped = (*(b for _, b in self.pairs), *self.mirrored_errors) if flip else ()
+        return _turn(size, self.pairs, angle, flipped)
 
     def input_matrix(self, size: int, angle: float, flip: bool = False) -> np.ndarray:
         """T_u, shape [m, m]."""
+        turn = self._mixed_turn(size, angle, flip)
+        if self.mixing is None:
+            return turn
+        turn = np.linalg.solve(self.mixing, turn @ self.mixing)
+        # Quarter turns and mirrors are exact: small fractions, which rounding would blur.
+        return np.round(turn, 12) if _quarters(angle) is not None else turn
+
+    def _mixed_turn(self, size: int, angle: float, flip: bool) -> np.ndarray:
+        """What happens to mixing @ u, shape [m, m]."""
         return _turn(size, self.input_pairs, angle, self.mirrored_inputs if flip else ())
 
     def symmetric_form(self, matrix: np.ndarray) -> np.ndarray:
@@ -52,8 +69,11 @@ class Symmetry:
     def symmetric_gain(self, gain: np.ndarray) -> np.ndarray:
         """The feedback matrix [m, e] closest to a given one with K T_e = T_u K."""
         m, e = gain.shape
-        turns = [(self.input_matrix(m, *g), self.error_matrix(e, *g)) for g in self._group()]
-        return np.mean([U.T @ gain @ T for U, T in turns], axis=0)
+        mixing = np.eye(m) if self.mixing is None else self.mixing
+        # Averaged where turns only move and flip entries, so that what cancels does so exactly.
+        turns = [(self._mixed_turn(m, *g), self.error_matrix(e, *g)) for g in self._group()]
+        mixed = np.mean([U.T @ (mixing @ gain) @ T for U, T in turns], axis=0)
+        return np.round(np.linalg.inv(mixing), 12) @ mixed
 
     def _group(self) -> Iterator[tuple[float, bool]]:
         """Quarter turns: what commutes with them commutes with every turn of pairs, and their matrices are exact."""
@@ -64,9 +84,9 @@ class Symmetry:
 
 def _turn(size: int, pairs, angle: float, flipped: tuple[int, ...]) -> np.ndarray:
     matrix = np.eye(size)
-    quarters = angle / (np.pi / 2)
-    if quarters == round(quarters):
-        cos, sin = (1.0, 0.0, -1.0, 0.0)[int(quarters) % 4], (0.0, 1.0, 0.0, -1.0)[int(quarters) % 4]
+    quarters = _quarters(angle)
+    if quarters is not None:
+        cos, sin = (1.0, 0.0, -1.0, 0.0)[quarters], (0.0, 1.0, 0.0, -1.0)[quarters]
     else:
         cos, sin = np.cos(angle), np.sin(angle)
     for a, b in pairs:
@@ -74,6 +94,12 @@ def _turn(size: int, pairs, angle: float, flipped: tuple[int, ...]) -> np.ndarra
     mirror = np.ones(size)
     mirror[list(flipped)] = -1.0
     return matrix * mirror
+
+
+def _quarters(angle: float) -> int | None:
+    """How many quarter turns, modulo four; None where it is no whole number."""
+    quarters = angle / (np.pi / 2)
+    return int(quarters) % 4 if quarters == round(quarters) else None
 
 
 @dataclass(frozen=True)
@@ -86,15 +112,19 @@ class Spread:
 
     Attributes:
         blocks: indices of the state, each in one block.
-        gains: shape [b, b].
+        gains: shape [b, b]; or a function of the region of states, a `Box` [n], for which it holds.
         error_gains: radii [e] -> [e, b].
         shown_by: why it is so.
     """
 
     blocks: tuple[tuple[int, ...], ...]
-    gains: np.ndarray
+    gains: np.ndarray | Callable[[Box], np.ndarray]
     error_gains: Callable[[np.ndarray], np.ndarray]
     shown_by: str
+
+    def gains_in(self, region: Box) -> np.ndarray:
+        """`gains` for two states of a region, shape [b, b]."""
+        return self.gains(region) if callable(self.gains) else self.gains
 
     def norms(self, deviation: np.ndarray) -> np.ndarray:
         """Euclidean norms of the blocks of a deviation [n, ...], shape [b, ...]."""

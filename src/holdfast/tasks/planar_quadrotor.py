@@ -11,7 +11,8 @@ from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import PlanarQuadrotor
 from holdfast.tasks.base import SafetySettings, Task
 from holdfast.tasks.limits import limits
-from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene, quadrotor_from_the_side
+from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
+from holdfast.tasks.side_view import quadrotor_from_the_side
 from holdfast.tasks.tracking import tracking_rmse
 
 WALL, CEILING = 2.0, 2.0

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import Quadrotor, quaternion
 from holdfast.tasks.base import SafetySettings, Task
-from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
+from holdfast.tasks.side_view import side_view
 
 CEILING = 3.0
 RADIUS, SPEED, CENTRE = 1.5, 4.5, 2.0
@@ -166,27 +166,7 @@ class PowerLoop(Task):
 
     def scene(self, states, t, context, futures):
         """Seen from the side, x to the right and z up; the robot is a bar with two rotors, thrust away from the bar."""
-        left, right, bottom, top = -3.6, 3.6, -0.4, 4.1
-
-        def path(points, role):
-            return Polyline(np.asarray(points)[:, [0, 2]], role)
-
-        x, z = float(states[t, 0]), float(states[t, 2])
-        w, i, j, k = states[t, 6:]
-        along = np.array([w * w + i * i - j * j - k * k, 2 * (i * k - w * j)])
-        thrust = np.array([2 * (i * k + w * j), w * w - i * i - j * j + k * k])
-        ceiling = Rectangle((0.0, (CEILING + top) / 2), (right - left, top - CEILING), "unsafe")
-        limit = Polyline(np.array([[left, CEILING], [right, CEILING]]), "limit")
-        shapes = (ceiling, limit, path(self._states, "reference"), path(states[: t + 1], "trail"))
-        shapes += tuple(path(f, role) for role, f in futures.items())
-        body = np.array([x, z])
-        shapes += (Polyline(body + 0.28 * np.array([-along, along]), "body"),)
-        for side in (-0.28, 0.28):
-            hub = body + side * along + 0.07 * thrust
-            shapes += (Polyline(hub + 0.13 * np.array([-along, along]), "body"),)
-        wanted = self._states[min(t, STEPS - 1)]
-        shapes += (Circle((float(wanted[0]), float(wanted[2])), 0.06, "reference"), Circle((x, z), 0.07, "body"))
-        return Scene(shapes, (left, right, bottom, top), ("x (m)", "z (m)"))
+        return side_view(states, t, self._states, futures, (-3.6, 3.6, -0.4, 4.1), CEILING)
 
     @property
     def _states(self) -> np.ndarray:

@@ -9,10 +9,19 @@ from holdfast.tasks.lane_keeping import LaneKeeping
 from holdfast.tasks.pendulum import PendulumSwing
 from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
+from holdfast.tasks.rigid_eight import RigidEight
 
 _TASKS: dict[str, Any] = {
     task.name: task
-    for task in (LaneKeeping, PowerLoop, PendulumSwing, CartPoleTrack, DoubleIntegratorRoom, PlanarQuadrotorRoom)
+    for task in (
+        LaneKeeping,
+        PowerLoop,
+        PendulumSwing,
+        CartPoleTrack,
+        DoubleIntegratorRoom,
+        PlanarQuadrotorRoom,
+        RigidEight,
+    )
 }
 
 

@@ -50,19 +50,3 @@ class Scene:
     shapes: tuple[Polyline | Circle | Rectangle, ...]
     window: tuple[float, float, float, float]
     labels: tuple[str, str]
-
-
-def quadrotor_from_the_side(
-    centre: np.ndarray, along: np.ndarray, up: np.ndarray, arm: float
-) -> tuple[Polyline, Polyline, Polyline]:
-    """A bar with two rotors above it, in the scene's units.
-
-    Args:
-        centre: the middle of the bar, shape [2].
-        along, up: the body axes as the viewer sees them, shape [2] each; shorter than one if they point out of the plane.
-        arm: half the bar's length.
-    """
-    bar = Polyline(centre + arm * np.stack([-along, along]), "body")
-    hubs = [centre + side * arm * along + 0.25 * arm * up for side in (-1, 1)]
-    left, right = (Polyline(hub + 0.45 * arm * np.stack([-along, along]), "body") for hub in hubs)
-    return bar, left, right
