@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet, design_base_controller
+from holdfast.backup.arrival import flow_until_arrival
 from holdfast.sets import SuperlevelSet
 from systems_for_tests import MARGINS, TASK, Cart, SmoothPolicy, certified_states, lane_base, lane_source
 
@@ -110,10 +111,37 @@ def test_plan_equals_a_plain_loop(backup):
         assert (float(plans.margin[i]) >= 0) == certified
         if certified:
             assert int(plans.length[i]) == length
-            np.testing.assert_allclose(plans.actions[i], flow.actions[i], rtol=1e-9, atol=1e-12)
+            # What comes after the arrival is not part of the plan, and may not have been computed.
+            np.testing.assert_allclose(plans.actions[i, :length], flow.actions[i, :length], rtol=1e-9, atol=1e-12)
         assert np.all(np.asarray(rows[i]) >= 0) == certified
     finite = np.isfinite(plans.margin)
     np.testing.assert_allclose(np.min(rows, axis=1)[finite], np.asarray(plans.margin)[finite], rtol=1e-6, atol=1e-9)
+
+
+def test_a_flow_that_stops_early_is_the_flow_up_to_its_arrival():
+    """Alone, in a batch, in a batch of batches, and under policies that differ: each row counts up to its own arrival."""
+    source = lane_source("smooth")
+    policy, horizon = source.implicit_set.policy, source.implicit_set.horizon
+    x = jax.vmap(TASK.sample_state)(jax.random.split(jax.random.key(9), 12))
+    x = x.at[5].set(jnp.nan)
+    eps = jnp.zeros(horizon + 1)
+    until = lambda x: flow_until_arrival(policy, x, eps)  # noqa: E731
+    whole = jax.jit(jax.vmap(source.implicit_set.flow))(x)
+    arrived = np.asarray(whole.base_margins) >= 0
+    length = np.where(arrived.any(axis=1), arrived.argmax(axis=1), horizon)
+    assert length.min() < horizon and length.max() == horizon
+    alone = jax.jit(lambda x: jax.lax.map(until, x))(x)
+    nested = jax.jit(jax.vmap(jax.vmap(until)))(x.reshape(3, 4, 3))
+    batch = jax.jit(jax.vmap(until))(x)
+    weights = jax.tree.map(lambda leaf: jnp.stack([leaf] * 12) if isinstance(leaf, jax.Array) else leaf, policy)
+    axes = jax.tree.map(lambda leaf: 0 if isinstance(leaf, jax.Array) else None, weights)
+    own = jax.jit(jax.vmap(lambda policy, x: flow_until_arrival(policy, x, eps), in_axes=(axes, 0)))(weights, x)
+    for states, actions in (alone, batch, own, jax.tree.map(lambda a: a.reshape(12, *a.shape[2:]), nested)):
+        for i, k in enumerate(length):
+            np.testing.assert_allclose(states[i, : k + 1], whole.states[i, : k + 1], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(actions[i, :k], whole.actions[i, :k], rtol=1e-9, atol=1e-12)
+            # What repeats is a state of the base set, never an empty one.
+            assert k == horizon or np.all(jax.vmap(policy.base.contains)(states[i, k:]))
 
 
 def test_recursive_feasibility():
@@ -251,10 +279,10 @@ def test_plan_is_read_only_up_to_its_length():
     one = jax.tree.map(lambda leaf: leaf[0], state)
     for _ in range(3):
         np.testing.assert_array_equal(one.next_action(), one.actions[int(one.age)])
-        one = one.replayed()
+        one = source.after_fallback(one)
     late = one
     for _ in range(50):
-        late = late.replayed()
+        late = late.replayed(late.expected)
     assert np.all(np.isfinite(late.next_action()))
     nan = jnp.full(3, jnp.nan)
     resting = source.implicit_set.policy.base.controller.equilibrium_input

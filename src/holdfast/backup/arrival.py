@@ -73,8 +73,8 @@ def _batched_flow(policy: BackupPolicy, starts: Float[Array, "B n"], base_margin
     def work(carry):
         k, _, last, states, actions = carry
         last, (new_states, new_actions) = jax.lax.scan(advance, last, None, length=chunk)
-        states = jax.lax.dynamic_update_slice(states, new_states, (k, 0, 0))
-        actions = jax.lax.dynamic_update_slice(actions, new_actions, (k, 0, 0))
+        states = jax.lax.dynamic_update_slice_in_dim(states, new_states, k, axis=0)
+        actions = jax.lax.dynamic_update_slice_in_dim(actions, new_actions, k, axis=0)
         k = k + chunk
         # Past the horizon nothing counts, whatever is written there.
         arrived = jax.vmap(base.margin)(last) >= base_margins[jnp.minimum(k, horizon)]

@@ -78,7 +78,7 @@ class ImplicitInvariantSet(eqx.Module):
         margin = jnp.minimum(jnp.min(jnp.where(counts, slack, jnp.inf)), jnp.max(base_slack))
         # A margin is a number to look at and to search a root of; a flow that broke has none.
         margin = jnp.where(jnp.isfinite(margin) & (certified | (margin < 0)), margin, -jnp.inf)
-        return Plan(actions, length, jnp.zeros_like(length), margin, certified)
+        return Plan(actions, length, jnp.zeros_like(length), margin, certified, x)
 
     def bounded(self, state: Float[Array, " n"], acceptance: AcceptanceMargins | None) -> Bool[Array, ""]:
         """Whether the acceptance margins were derived for this state: in their region, and on the system's manifold."""

@@ -34,6 +34,8 @@ class Plan(eqx.Module):
         margin: smallest margin beyond the acceptance margins along the plan, shape [] (dimension mixed: the safe set's
             units on the path, dimensionless at the end).
         certified: whether the plan was accepted, shape [].
+        expected: where the model says the plant is at the present age, shape [n]; it goes on inside the base set, where
+            the base controller needs a state even if none can be read.
     """
 
     actions: Float[Array, "N m"]
@@ -41,12 +43,14 @@ class Plan(eqx.Module):
     age: Int[Array, ""]
     margin: Float[Array, ""]
     certified: Bool[Array, ""]
+    expected: Float[Array, " n"]
 
     def next_action(self) -> Float[Array, " m"]:
         """The planned action at the present age, shape [m]; meaningful only while `age < length`."""
         return self.actions[jnp.clip(self.age, 0, self.actions.shape[0] - 1)]
 
-    def replayed(self) -> "Plan":
-        """The plan after its present action was applied."""
+    def replayed(self, expected: Float[Array, " n"]) -> "Plan":
+        """The plan after its present action was applied and the model went on to `expected`, shape [n]."""
         # Not beyond the end of the plan: an integer that counts for ever wraps around one day.
-        return eqx.tree_at(lambda plan: plan.age, self, jnp.minimum(self.age + 1, self.actions.shape[0]))
+        age = jnp.minimum(self.age + 1, self.actions.shape[0])
+        return eqx.tree_at(lambda plan: (plan.age, plan.expected), self, (age, expected))

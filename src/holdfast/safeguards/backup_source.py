@@ -37,10 +37,12 @@ class BackupSource(Source):
     def standing(self, x: Float[Array, " n"], commitment: Plan) -> Plan:
         """Revoked where the plan is over and the state is not seen inside the base set: by theorem that does not happen,
         so it tells that the plant is not the model, or that the state could not be read until the plan ended."""
-        running = commitment.age < commitment.length
-        blind = ~jnp.all(jnp.isfinite(x)) & (commitment.age < commitment.actions.shape[0])
+        running, read = commitment.age < commitment.length, jnp.all(jnp.isfinite(x))
+        blind = ~read & (commitment.age < commitment.actions.shape[0])
         stands = running | blind | self.implicit_set.policy.base.contains(x)
-        return eqx.tree_at(lambda plan: plan.certified, commitment, commitment.certified & stands)
+        # The model starts from the last state that could be read.
+        now = commitment.certified & stands, jnp.where(read, x, commitment.expected)
+        return eqx.tree_at(lambda plan: (plan.certified, plan.expected), commitment, now)
 
     def fallback(self, x: Float[Array, " n"], commitment: Plan) -> Float[Array, " m"]:
         policy = self.implicit_set.policy
@@ -48,15 +50,22 @@ class BackupSource(Source):
         closed_loop = jnp.where(commitment.certified, policy.base.action(x), policy(x))
         replaying = commitment.certified & (commitment.age < commitment.length)
         action = jnp.where(replaying, commitment.next_action(), closed_loop)
-        # An unreadable state leaves the rest of the plan, which goes on inside the base set, then the equilibrium input.
+        # An unreadable state leaves the plan, and the model where it has arrived, for as long as rounding along a replay is
+        # bounded; then the equilibrium input.
         unread = commitment.certified & (commitment.age < commitment.actions.shape[0])
         resting = jnp.asarray(policy.base.controller.equilibrium_input, action.dtype)
-        blind = jnp.where(unread, commitment.next_action(), resting)
+        blind = jnp.where(unread, self._planned(commitment), resting)
         action = jnp.where(jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(action)), action, blind)
         return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, resting))
 
     def after_fallback(self, commitment: Plan) -> Plan:
-        return commitment.replayed()
+        system = self.implicit_set.policy.base.system
+        return commitment.replayed(system.step(commitment.expected, self._planned(commitment)))
+
+    def _planned(self, commitment: Plan) -> Float[Array, " m"]:
+        """What the commitment does next by the model alone, shape [m]."""
+        arrived = self.implicit_set.policy.base.action(commitment.expected)
+        return jnp.where(commitment.age < commitment.length, commitment.next_action(), arrived)
 
     def rows(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, " R"]:
         successor = self.implicit_set.policy.base.system.step(x, u)
