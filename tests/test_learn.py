@@ -24,7 +24,8 @@ from holdfast.learn import (
     train,
 )
 from holdfast.learn.advantage import td_lambda
-from holdfast.learn.optimise import descend, start, value_and_gradient
+from holdfast.learn.networks import Network, TanhGaussian
+from holdfast.learn.optimise import descend, limit_cotangent, start, value_and_gradient
 from holdfast.safeguards import BackupSource, Ray, Safeguard
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import ContinuousSystem
@@ -301,3 +302,100 @@ def test_a_seed_has_the_same_key_alone_and_among_others():
     for i in range(3):
         alone = _keys(TrainConfig("reach", seed=3 + i))
         np.testing.assert_array_equal(jax.random.key_data(among[i]), jax.random.key_data(alone[0]))
+
+
+def test_a_cotangent_is_shortened_and_never_turned():
+    def gradient(scale, limit):
+        return jax.grad(lambda x: scale * jnp.array([3.0, 4.0]) @ limit_cotangent(x, limit))(jnp.zeros(2))
+
+    np.testing.assert_allclose(gradient(1.0, 10.0), [3.0, 4.0])
+    np.testing.assert_allclose(gradient(1.0, 1.0), [0.6, 0.8])
+    np.testing.assert_allclose(gradient(1e200, 1.0), [0.6, 0.8])  # its square would overflow
+    np.testing.assert_array_equal(gradient(0.0, 1.0), [0.0, 0.0])
+    assert np.all(np.isnan(gradient(jnp.nan, 1.0)))  # a broken gradient is still seen
+
+
+def test_a_policy_starts_at_the_nominal_input():
+    network = Network.initialise(jax.random.key(0), (3, 8, 2), last_gain=0.0)
+    box = Box([0.0, -2.0], [4.0, 2.0])
+    policy = TanhGaussian(network, jnp.zeros(2), box)
+    np.testing.assert_allclose(policy(jnp.ones(3), jnp.array([1.0, 0.5])), [1.0, 0.5], rtol=1e-6)
+    at_edge = policy(jnp.ones(3), jnp.array([4.0, -7.0]))
+    assert np.all(box.contains(at_edge)) and np.all(np.abs(at_edge - jnp.array([4.0, -2.0])) < 0.2)
+
+
+class Manoeuvre(Reach):
+    """Reach, over when its time is."""
+
+    finite: ClassVar = True
+    episode_steps: ClassVar = 5
+
+
+def test_whole_episodes_are_differentiated_without_the_critic():
+    """The objective of a window as long as the task is the return, whatever the critic says."""
+    task = Manoeuvre(starts=Box([0.0, 0.0], [0.1, 0.1]))
+    settings = ShacSettings(**SMALL | {"window": 5, "initial_std": 1e-6}, discount=0.9, restart=0.0)
+    trainer = ShacTrainer(task, UNGUARDED, settings)
+    state = trainer.init(jax.random.key(0))
+    noise = jnp.zeros((5, SMALL["environments"], 1))
+    objective = lambda state: trainer._actor_loss(state.actor, state, noise, jax.random.key(1))  # noqa: E731
+    loss, window = objective(state)
+    assert np.all(window["terminated"][-1]) and not np.any(window["ended"][:-1])
+    discounts = 0.9 ** np.arange(5)[:, None]
+    shaped = np.asarray(window["reward"]) * float(state.reward_scale)
+    np.testing.assert_allclose(loss, -np.mean(discounts * shaped), rtol=1e-5)
+    other = eqx.tree_at(lambda s: s.target, state, jax.tree.map(lambda leaf: 1e3 + leaf, state.target))
+    np.testing.assert_array_equal(loss, objective(other)[0])
+    np.testing.assert_allclose(window["last_returns"], np.sum(window["reward"], axis=0), rtol=1e-5)
+
+
+def test_a_lost_episode_ends_and_is_charged_its_last_reward_for_the_rest():
+    task = Manoeuvre(starts=Box([50.0, 0.0], [50.1, 0.0]))
+    settings = ShacSettings(**SMALL | {"window": 5}, discount=0.9, restart=0.0, lost=0.5)
+    trainer = ShacTrainer(task, UNGUARDED, settings)
+    state = trainer.init(jax.random.key(0))
+    noise = jnp.zeros((5, SMALL["environments"], 1))
+    loss, window = trainer._actor_loss(state.actor, state, noise, jax.random.key(1))
+    assert np.all(window["lost"][0]) and np.all(window["ended"][0])
+    first = np.asarray(window["reward"][0]) * float(state.reward_scale)
+    np.testing.assert_allclose(window["value"][0], 4 * first, rtol=1e-5)
+    # Only the first episode of each counts: its one step, and the charge.
+    np.testing.assert_allclose(loss, -np.sum(first + 0.9 * 4 * first) / window["reward"].size, rtol=1e-5)
+
+
+def test_practice_begins_in_the_middle_only_where_the_guard_answers_for_it(certified):
+    class Practised(Reach):
+        def sample_practice(self, key):
+            where, when = jax.random.split(key)
+            return jax.random.uniform(where, (2,), minval=-1.5, maxval=1.5), jax.random.randint(when, (), 1, 20)
+
+    implicit = ImplicitInvariantSet(BackupPolicy(certified.base_set), TASK.safe_set, TASK.safety.horizon)
+    guard = Safeguard(BackupSource(implicit, certified.acceptance), (Ray(),))
+    trainer = ShacTrainer(Practised(), guard, ShacSettings(**SMALL))
+    episodes = jax.vmap(lambda key: trainer._begin(key, 0.8))(jax.random.split(jax.random.key(0), 64))
+    practised = np.asarray(episodes.t) > 0
+    assert 5 < practised.sum() < 60
+    assert np.all(episodes.guard.certified)
+    assert np.all(np.abs(episodes.x[practised, 0]) <= 1)
+    assert np.all(episodes.x[~practised, 0] >= 0.7)  # the task's own starts
+
+
+def test_settings_are_the_given_ones_then_the_tasks_then_the_librarys():
+    class Tuned(Reach):
+        training: ClassVar = {"updates": 7, "window": 5}
+
+    settled = TrainConfig("reach", window=9).for_task(Tuned())
+    assert (settled.updates, settled.window, settled.environments) == (7, 9, 48)
+    assert settled.seeds == 1 and settled.task == "reach"
+
+    class Mistyped(Reach):
+        training: ClassVar = {"update": 7}
+
+    with pytest.raises(ValueError, match=r"Mistyped.training has 'update'; the settings are: .*updates"):
+        TrainConfig("reach").for_task(Mistyped())
+
+    class Wrong(Reach):
+        training: ClassVar = {"updates": 0}
+
+    with pytest.raises(ValueError, match="updates = 0; give a whole number >= 1"):
+        TrainConfig("reach").for_task(Wrong())

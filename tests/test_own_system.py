@@ -95,7 +95,7 @@ def test_an_example_withstands_an_attack(certified):
     """One of them here, with the base controller for its backup; benchmarks/examples.py attacks the trained ones."""
     name = "cart_pole"
     task, proof = certified(name)
-    guard = make_guard(task, proof, None, TrainConfig(name))
+    guard = make_guard(task, proof, None, TrainConfig(name).for_task(task))
     found = attack(task, guard, steps=6400, batch=64, adversaries=(HeldCorners(task.system.input_box),))
     assert found.violations == 0 and found.certified_steps == found.steps >= 6400
 

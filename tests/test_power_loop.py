@@ -126,9 +126,29 @@ def test_starts_and_sampled_states(wanted):
 def test_observation():
     x = jnp.asarray(some_states(1)[0])
     seen = TASK.observe(x, jnp.asarray(30), ())
-    assert seen.shape == (TASK.observation_size,) == (26,)
+    assert seen.shape == (TASK.observation_size,) == (35,)
     np.testing.assert_array_equal(seen[:10], x)
-    np.testing.assert_allclose(seen[-3:], [0.6, np.sin(2 * np.pi * 30 / 105), np.cos(2 * np.pi * 30 / 105)])
+    np.testing.assert_allclose(seen[23:26], [0.6, np.sin(2 * np.pi * 30 / 105), np.cos(2 * np.pi * 30 / 105)])
+    np.testing.assert_allclose(seen[26:32], seen[10:16] - x[:6])
+    np.testing.assert_allclose(seen[32:], attitude_error(seen[16:20], x[6:]))
+
+
+def test_nominal_input_flies_the_reference_where_nothing_is_in_the_way():
+    """Open loop, from its start: the reference's own thrust and rates, found from the observation, follow it to 0.4 m."""
+    x = jnp.asarray(TASK.reference(0, ()))
+    worst = 0.0
+    follow = jax.jit(lambda x, t: TASK.system.step(x, TASK.nominal(TASK.observe(x, t, ()))))
+    for t in range(105):
+        x = follow(x, jnp.asarray(t))
+        worst = max(worst, float(jnp.linalg.norm(x[:3] - TASK.reference(t + 1, ())[:3])))
+    assert worst < 0.4 and x[6] < -0.99
+
+
+def test_practice_is_on_the_loop_and_under_the_ceiling():
+    x, t = jax.vmap(TASK.sample_practice)(jax.random.split(jax.random.key(3), 256))
+    gap = x - jax.vmap(lambda t: TASK.reference(t, ()))(t)
+    assert np.all(np.abs(gap[:, :2]) <= 0.1) and np.all(x[:, 2] < 3.0) and np.all(gap[:, 3:] == 0)
+    assert np.min(t) < 10 and np.max(t) > 95
 
 
 def test_stoppable_is_what_full_braking_can_do():

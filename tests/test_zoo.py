@@ -191,7 +191,8 @@ def test_base_sets_are_proved_at_their_caps(name):
     assert certificate.holds, [(o.name, o.discharge, o.method) for o in certificate.obligations]
     proved = ("base set invariant", "base set safe", "rounding along a plan", "rounding inside the base set")
     assert {certificate[each].discharge for each in proved} == {"proved"}
-    assert level >= (1 - 1e-5) * cap(certified.base_set, LIMITS[name])
+    # Containment is bisected to a ten-thousandth.
+    assert level >= (1 - 2e-4) * cap(certified.base_set, LIMITS[name])
     if name == "planar-quadrotor":
         assert level >= 12
     # Plans must not be asked for more than a fair part of the room they have.

@@ -386,24 +386,19 @@ def _check_metrics(task: Task, states: np.ndarray, context: Any) -> None:
 
 
 def _check_viable(task: Task, states: np.ndarray) -> None:
+    name, right = _name(task), "it must give one bool a state"
     bound = task.possibly_viable(jnp.asarray(states[0]))
     if bound is not None and (bound.shape, bound.dtype) != ((), bool):
-        raise ConformanceError(
-            f"{_name(task)}.possibly_viable", f"{bound.dtype}{bound.shape}", "it must give one bool a state"
-        )
+        raise ConformanceError(f"{name}.possibly_viable", f"{bound.dtype}{bound.shape}", right)
     if task.viable(jnp.asarray(states[0])) is None:
         return
     viable = np.asarray(jax.jit(jax.vmap(task.viable))(jnp.asarray(states)))
     inside = np.asarray(jax.vmap(task.safe_set.contains)(jnp.asarray(states)))
     if viable.shape != inside.shape or viable.dtype != bool:
-        seen = f"{viable.dtype}{viable.shape}"
-        raise ConformanceError(f"{_name(task)}.viable", seen, "it must give one bool a state")
+        raise ConformanceError(f"{name}.viable", f"{viable.dtype}{viable.shape}", right)
     if np.any(viable & ~inside):
-        raise ConformanceError(
-            f"{_name(task)}.viable",
-            f"True at {states[np.argmax(viable & ~inside)]}",
-            "only states of safe_set are viable",
-        )
+        seen = f"True at {states[np.argmax(viable & ~inside)]}"
+        raise ConformanceError(f"{name}.viable", seen, "only states of safe_set are viable")
 
 
 # One function, in every way it will be called ------------------------------------------------------------------------

@@ -13,7 +13,8 @@ GradientMode = Literal["exact", "straight_through", "stopped"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `holdfast train`; the run keeps them in config.json. What is None is the task's own (`Task.training`).
+    """Settings of `holdfast train`; the run keeps them in config.json. What is None or "task" is the task's own
+    (`Task.training`), else the library's default.
 
     Attributes:
         task: a task's name, or FILE.py:NAME for one of your own.
@@ -45,8 +46,8 @@ class TrainConfig:
 
     task: tyro.conf.Positional[str]
     algorithm: Literal["shac"] = "shac"
-    safeguard: SafeguardName | None = None
-    gradient: GradientMode | None = None
+    safeguard: Literal["task", "all", "ray", "boundary_projection", "per_input", "none"] = "task"
+    gradient: Literal["task", "exact", "straight_through", "stopped"] = "task"
     placement: Literal["policy", "environment"] = "policy"
     seed: int = 0
     seeds: int = 1
@@ -102,7 +103,7 @@ class TrainConfig:
                 f"{type(task).__name__}.training has {', '.join(map(repr, unknown))}; the settings are: {', '.join(settings)}"
             )
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SettledConfig(**task.training | {name: value for name, value in given.items() if value is not None})
+        return SettledConfig(**task.training | {name: v for name, v in given.items() if v not in (None, "task")})
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ class ShacTrainer(eqx.Module):
         begin_key, cut_key = jax.random.split(key)
         begin_keys = jax.random.split(begin_key, settings.environments)
         fresh = _detach(jax.vmap(lambda k: self._begin(k, settings.practice))(begin_keys))
-        uncertified = ~jax.vmap(_certified)(fresh.guard)
+        uncertified = ~jax.vmap(lambda episode: _certified(episode.guard))(fresh)
 
         def advance(carry, inputs):
             episodes, running, last, discount = carry
