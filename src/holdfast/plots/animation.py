@@ -22,8 +22,11 @@ from holdfast.plots.scene_view import SceneView
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, figure_legend, new_figure, style_axes, with_unit
 from holdfast.plots.trajectory import STATUS_ROLES, draw_interventions, draw_unsafe, finite, state_limits
 from holdfast.tasks import Task
+from holdfast.tasks.scene import Polyline
 from holdfast.types import Status
 
+#: Backup plans of earlier steps that stay in the picture, and how many of an episode's are drawn in all.
+_FAN, _PLANS = 10, 36
 _FUTURES = {"proposed": ("proposed", "--", "after the proposal"), "backup": ("backup", "-", "backup plan")}
 
 
@@ -112,11 +115,13 @@ class _Player:
         self.status = np.asarray(trajectories.status[episode])
         self.times = trajectories.dt * np.arange(len(self.states))
         self.futures = {} if implicit_set is None else backup_futures(task, trajectories, episode, implicit_set)
-        self.scene_view = None
+        self.scene_view, self.fan, self.fan_lines = None, [], []
         figure, axes = self._layout(dpi)
         self._draw_panels(axes, finite(trajectories.reference[episode]))
         figure_legend(figure, theme, "wide")
-        self.moving = ([] if self.scene_view is None else self.scene_view.artists) + self.cursors + self.lines
+        self.moving = (
+            self.fan_lines + ([] if self.scene_view is None else self.scene_view.artists) + self.cursors + self.lines
+        )
         for lines in self.future_lines.values():
             self.moving += lines
         self.moving.append(self.caption)
@@ -131,6 +136,7 @@ class _Player:
         futures = self._futures_at(t)
         if self.scene_view is not None:
             self.scene_view.update(self.task.scene(self.states, t, self.context, futures))
+            self._spread_fan(t)
         for i, line in enumerate(self.lines):
             line.set_data(self.times[: t + 1], self.states[: t + 1, i])
             self.cursors[i].set_xdata([self.times[t]] * 2)
@@ -163,6 +169,8 @@ class _Player:
             for ax in [scene_axes, *panels]:
                 style_axes(ax, theme)
             self.scene_view = SceneView(scene_axes, first, theme)
+            if first.still and "backup" in self.futures:
+                self._make_fan(scene_axes)
         figure.set_dpi(dpi)
         # Video codecs want an even number of pixels.
         width, height = 2 * np.round(figure.get_size_inches() * dpi / 2) / dpi
@@ -198,6 +206,23 @@ class _Player:
         self.caption = top.text(
             0.995, 1.03, "", transform=top.transAxes, ha="right", va="bottom", fontsize=10.5, family="monospace"
         )
+
+    def _make_fan(self, ax) -> None:
+        """The backup plans of steps all over the episode as the scene draws them, and lines for those that are shown."""
+        every = max(1, (len(self.states) - 1) // _PLANS)
+        for t in range(0, len(self.states) - 1, every):
+            shapes = self.task.scene(self.states, t, self.context, self._futures_at(t)).shapes
+            plans = [shape.points for shape in shapes if isinstance(shape, Polyline) and shape.role == "backup"]
+            self.fan.append((t, plans[0] if plans else np.full((1, 2), np.nan)))
+        self.fan_lines = [ax.plot([], [], color=self.theme.backup, linewidth=1.1)[0] for _ in range(_FAN)]
+
+    def _spread_fan(self, t: int) -> None:
+        past = [points for step, points in self.fan if step < t][-_FAN:]
+        for i, line in enumerate(self.fan_lines):
+            points = past[i] if i < len(past) else np.full((1, 2), np.nan)
+            line.set_data(np.asarray(points, np.float64).T)
+            # The older, the fainter.
+            line.set_alpha(0.6 - 0.45 * max(len(past) - 1 - i, 0) / _FAN)
 
     def _futures_at(self, t: int) -> dict[str, np.ndarray]:
         # At the end of the episode there is no action left; the last futures would be stale, so they go.

@@ -90,4 +90,4 @@ class DoubleIntegratorRoom(Task):
         shapes += (Circle((self.radius * np.sin(phase), self.radius * np.cos(phase)), 0.04, "reference"),)
         shapes += tuple(path(f, role) for role, f in futures.items())
         shapes += (Circle((float(states[t, 0]), float(states[t, 1])), 0.06, "body"),)
-        return Scene(shapes, (-edge, edge, -edge, edge), ("x (m)", "y (m)"))
+        return Scene(shapes, (-edge, edge, -edge, edge), ("x (m)", "y (m)"), still=True)

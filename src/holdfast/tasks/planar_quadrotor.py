@@ -97,7 +97,7 @@ class PlanarQuadrotorRoom(Task):
         phi = float(states[t, 2])
         along, upwards = np.array([np.cos(phi), np.sin(phi)]), np.array([-np.sin(phi), np.cos(phi)])
         shapes += quadrotor_from_the_side(states[t, :2], along, upwards, 0.25)
-        return Scene(shapes, (left, right, bottom, top), ("x (m)", "z (m)"))
+        return Scene(shapes, (left, right, bottom, top), ("x (m)", "z (m)"), still=True)
 
     def _around(self, key, spread):
         """A state within `spread`, half-widths of a box, of hovering in the middle of the room."""

@@ -45,8 +45,10 @@ class Scene:
         shapes: drawn in order, the last on top. Their number, kinds and roles stay the same during an episode.
         window: (left, right, bottom, top) in the scene's units, drawn with equal scales; the same during an episode.
         labels: words with units for the horizontal and the vertical axis.
+        still: whether the window stands still in the world, so that what was drawn earlier is still where it was.
     """
 
     shapes: tuple[Polyline | Circle | Rectangle, ...]
     window: tuple[float, float, float, float]
     labels: tuple[str, str]
+    still: bool = False

@@ -40,7 +40,7 @@ def side_view(
     shapes += _robot(states[t])
     shapes += (Circle((float(wanted[0]), float(wanted[2])), 0.06, "reference"),)
     shapes += (Circle((float(states[t, 0]), float(states[t, 2])), 0.07, "body"),)
-    return Scene(shapes, window, ("x (m)", "z (m)"))
+    return Scene(shapes, window, ("x (m)", "z (m)"), still=True)
 
 
 def _forbidden(left: float, right: float, limit: float, end: float) -> tuple[Rectangle, Polyline]:
