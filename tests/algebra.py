@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from sympy import QQ
 from sympy.polys.orderings import lex
@@ -178,3 +179,36 @@ def _scalar(value) -> np.ndarray:
     array = np.empty((), object)
     array[()] = value
     return array
+
+
+def hover_relations(rates: tuple[str, str, str]):
+    """(relations, point) of quadrotors whose step turns by dt = 1/50 of body rates with these names.
+
+    C = cos and S = sin of half the yaw, rho^2 = 1 + |s|^2/4, r^2 = 1 + |dt w/2|^2.
+    """
+    relations = {
+        "C": lambda m: 1 - m["S"] ** 2,
+        "rho": lambda m: 1 + (m["s1"] ** 2 + m["s2"] ** 2) / 4,
+        "r": lambda m: 1 + sum(m[rate] ** 2 for rate in rates) * QQ(1, 100) ** 2,
+    }
+    return relations, {"C": 0.8, "S": 0.6, "rho": 1.0025, "r": 1.0}
+
+
+def lifted_anywhere(algebra, system, e):
+    """Every state of a quadrotor with the error e: its lift at half the yaw (C, S), at the place (x, y) in the plane."""
+    yaw, place = algebra.array(["x"]), algebra.array("xy")
+    (half,) = algebra.run(lambda psi: psi / 2, yaw)
+    known = {"cos": (half, algebra.array("C")), "sin": (half, algebra.array("S"))}
+    rest = system.state_size - 2
+    (x,) = algebra.run(lambda e, psi, xy: system.lift_along(e, psi) + jnp.pad(xy, (0, rest)), e, yaw, place, **known)
+    assert algebra.run(system.error, x)[0].equals(e)
+    assert algebra.run(system.manifold, x)[0].equals(algebra.array([0]))
+    return x
+
+
+def turned(pairs, vector, cos, sin):
+    """The vector with pairs of its numbers turned by one angle."""
+    for a, b in pairs:
+        first, second = vector[a], vector[b]
+        vector = vector.at[a].set(cos[0] * first - sin[0] * second).at[b].set(sin[0] * first + cos[0] * second)
+    return vector

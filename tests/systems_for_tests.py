@@ -98,3 +98,10 @@ def batched_step(maps, backup="lqr", gradient="exact", **kwargs):
     """One compiled program for a batch, shared by all tests."""
     guard = safeguard(maps, backup, gradient, **kwargs)
     return jax.jit(jax.vmap(guard.step))
+
+
+def assert_proved(certificate, *more):
+    """That what every base set needs is proved, and `more`."""
+    basic = ("base set invariant", "base set safe", "rounding along a plan", "rounding inside the base set")
+    found = {name: certificate[name].discharge for name in (*basic, *more)}
+    assert set(found.values()) == {"proved"}, found

@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src" / "holdfast"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "holdfast"
 
 # Room: the rooms it may import. `types`, the shared vocabulary, is open to all and left out of the rows.
 _TO_CERTIFY = {"backup", "systems", "sets", "solvers"}
@@ -238,3 +240,28 @@ def test_importing_has_no_side_effects(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "no backend so far\n"
     assert [*home.rglob("*"), *work.rglob("*")] == []
+
+
+def _code_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number, text) of a file's lines that say something: no blanks, comments, imports or lone punctuation."""
+    tree = ast.parse(path.read_text())
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    silent = {line for node in imports for line in range(node.lineno, node.end_lineno + 1)}
+    lines = enumerate(path.read_text().splitlines(), 1)
+    spoken = [(number, " ".join(line.split())) for number, line in lines if number not in silent]
+    return [(n, line) for n, line in spoken if re.search(r"\w", line) and not line.startswith("#")]
+
+
+def test_no_run_of_lines_stands_twice():
+    """No trainer, safeguard or report logic is written twice: six lines of code in a row stand in one place only."""
+    length, seen, twice = 6, {}, set()
+    for folder in ("src", "tests", "benchmarks", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            lines = _code_lines(path)
+            for i in range(len(lines) - length + 1):
+                run = tuple(text for _, text in lines[i : i + length])
+                place = f"{path.relative_to(ROOT)}:{lines[i][0]}"
+                if run in seen:
+                    twice.add((seen[run], place))
+                seen.setdefault(run, place)
+    assert not twice, sorted(twice)

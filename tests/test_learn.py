@@ -28,22 +28,9 @@ from holdfast.learn.networks import Network, TanhGaussian
 from holdfast.learn.optimise import descend, limit_cotangent, start, value_and_gradient
 from holdfast.safeguards import BackupSource, Ray, Safeguard
 from holdfast.sets import Box, SuperlevelSet
-from holdfast.systems import ContinuousSystem
 from holdfast.tasks import SafetySettings, Task
 from holdfast.types import Status, Unguarded
-
-
-class Slider(ContinuousSystem):
-    state_names: ClassVar = ("p", "v")
-    input_names: ClassVar = ("a",)
-    dt: float = 0.1
-    input_box: Box = eqx.field(default_factory=lambda: Box([-1.0], [1.0]))
-
-    def derivative(self, x, u, w):
-        return jnp.stack([x[1], u[0]])
-
-    def equilibrium(self):
-        return jnp.zeros(2), jnp.zeros(1)
+from systems_for_tests import Cart
 
 
 class Reach(Task):
@@ -51,7 +38,7 @@ class Reach(Task):
 
     name: ClassVar = "reach"
     episode_steps: ClassVar = 20
-    system: Slider = eqx.field(default_factory=Slider)
+    system: Cart = eqx.field(default_factory=Cart)
     safe_set: SuperlevelSet = eqx.field(
         default_factory=lambda: SuperlevelSet(lambda x: jnp.stack([1 - x[0], 1 + x[0]]), ("right", "left"), ("m", "m"))
     )

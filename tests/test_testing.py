@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from holdfast.sets import Box, SuperlevelSet
-from holdfast.systems import ContinuousSystem, Unicycle
+from holdfast.systems import Unicycle
 from holdfast.tasks import LaneKeeping, SafetySettings, Task, make_task, task_names
 from holdfast.testing import ConformanceError, check_system, check_task
+from systems_for_tests import Cart
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -21,19 +22,11 @@ def test_every_shipped_task_conforms(name):
     assert result.observation_size == make_task(name).observation_size
 
 
-class Slider(ContinuousSystem):
+class Slider(Cart):
     """A mass on a rail, the smallest system there is."""
 
     state_names: ClassVar = ("position", "speed")
     input_names: ClassVar = ("force",)
-    dt: float = 0.1
-    input_box: Box = eqx.field(default_factory=lambda: Box([-1.0], [1.0]))
-
-    def derivative(self, x, u, w):
-        return jnp.stack([x[1], u[0]])
-
-    def equilibrium(self):
-        return jnp.zeros(2), jnp.zeros(1)
 
 
 class SliderTask(Task):

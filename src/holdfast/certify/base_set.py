@@ -156,16 +156,8 @@ def _largest(base: BaseSet, safe_set: SuperlevelSet, region: Box, max_boxes: int
     upper = _below(upper)
     invariance = _vertex_test(prove_contraction, base, upper, region, max_boxes, max_seconds)
     if invariance is None or invariance.result != "proved":
-        invariance = largest_invariant_level(
-            base.closed_loop,
-            P,
-            upper,
-            rtol=0.01,
-            delta=_contraction(base, upper, region),
-            max_boxes=max_boxes,
-            max_seconds=max_seconds,
-            symmetry=_symmetry(base, upper),
-        )
+        budget = (max_boxes, max_seconds)
+        invariance = _search(largest_invariant_level, base.closed_loop, base, upper, region, *budget, rtol=0.01)
     if invariance.result != "proved":
         unclipped = min(upper, _below(unsaturated))
         invariance = (
@@ -198,29 +190,29 @@ def _vertex_test(
     def unclipped(e):
         return base.system.error_step(e, base.controller.unclipped(e))
 
-    return prove(
-        unclipped,
-        base.ellipsoid.shape_matrix,
-        level,
-        delta=_contraction(base, level, region),
-        max_boxes=max_boxes,
-        max_seconds=max_seconds,
-        symmetry=_symmetry(base, level),
-    )
+    return _search(prove, unclipped, base, level, region, max_boxes, max_seconds)
 
 
 def _prove_level(base: BaseSet, level: float, region: Box, max_boxes: int, max_seconds: float) -> InvarianceProof:
     found = _vertex_test(prove_contraction, base, level, region, max_boxes, max_seconds)
     if found is not None and found.result == "proved":
         return found
-    return prove_invariance(
-        base.closed_loop,
+    return _search(prove_invariance, base.closed_loop, base, level, region, max_boxes, max_seconds)
+
+
+def _search(
+    prove, step, base: BaseSet, level: float, region: Box, max_boxes: int, max_seconds: float, **options
+) -> InvarianceProof:
+    """`prove` of one closed loop, with the contraction that rounding will need and the declared symmetry."""
+    return prove(
+        step,
         base.ellipsoid.shape_matrix,
         level,
         delta=_contraction(base, level, region),
         max_boxes=max_boxes,
         max_seconds=max_seconds,
         symmetry=_symmetry(base, level),
+        **options,
     )
 
 

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from holdfast.certify import interval as iv
 from holdfast.certify import linear
 from holdfast.certify.branch_and_bound import Budget, Judgement, search
 from holdfast.certify.coordinates import normal_coordinates
@@ -62,13 +61,10 @@ class _Margin:
     def _judge(self, level, lo, hi) -> Judgement:
         ball = self.coordinates.ball(level)
         settled, score = np.ones(lo.shape[1], bool), np.zeros(lo.shape)
-        alive = np.flatnonzero(~(linear.total(iv.square(Interval(lo, hi))).lo > ball))
+        alive, Y, C = linear.boxes_meeting_ball(lo, hi, ball)
         if alive.size == 0:
             return Judgement(settled, score)
-        lo, hi = lo[:, alive], hi[:, alive]
-        Y = Interval(lo, hi)
-        centre = lo + 0.5 * (hi - lo)
-        C = Interval(centre, centre)
+        lo, centre, hi = Y.lo, C.lo, Y.hi
         (at_centre,) = self.normal_program(IntervalDomain(), C)
         natural, slopes, jump = run_slopes(self.normal_program, Y)
 

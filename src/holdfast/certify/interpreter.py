@@ -200,7 +200,9 @@ class Program:
             return self._convert(domain, equation, values[0])
         values = [self._as_value(domain, v) for v in values]
         if name == "reduce_sum":
-            return domain.total(self._slices(domain, equation, values[0]))
+            terms = self._slices(domain, equation, values[0])
+            # A sum over nothing is zero.
+            return domain.total(terms) if terms else domain.constant(np.zeros(equation.outvars[0].aval.shape))
         if name in ("reduce_max", "reduce_min", "reduce_prod"):
             rule = domain.rules[{"reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul"}[name]]
             terms = self._slices(domain, equation, values[0])
@@ -366,8 +368,9 @@ class Program:
 # --- the domain of intervals ---------------------------------------------------------------------------------------
 
 
-def _round(x: Interval, *, rounding_method) -> Interval:
-    return iv.round_even(x) if int(rounding_method) == 1 else iv.round_away(x)
+def rounding_rule(step: Callable) -> Callable:
+    """The rule of `round` from what a domain makes of a step function."""
+    return lambda x, *, rounding_method: step(iv.round_even if int(rounding_method) == 1 else iv.round_away)(x)
 
 
 def _plain(rule: Callable) -> Callable:
@@ -400,7 +403,7 @@ class IntervalDomain:
             "rem": _plain(iv.rem),
             "atan2": _plain(iv.atan2),
             "pow": _plain(iv.power),
-            "round": _round,
+            "round": rounding_rule(_plain),
             "integer_pow": lambda x, *, y: iv.integer_pow(x, y),
             "clamp": lambda low, x, high: iv.minimum(iv.maximum(x, low), high),
         }
@@ -436,8 +439,7 @@ def interval_eval(function: Callable, *args):
         args: pytrees whose leaves are `Interval`s [..., boxes], or plain arrays [...] (exactly known).
 
     Returns: the function's result with every array [...] replaced by an `Interval` [..., boxes] that contains its
-    value at
-        every point of the box; NaN bounds where the function may be undefined.
+        value at every point of the box; NaN bounds where the function may be undefined.
     Errors: `UnsupportedPrimitive` names a primitive without a rule.
     Source: natural interval extension (Moore 1966), outward rounded.
     """

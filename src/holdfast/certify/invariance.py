@@ -159,14 +159,10 @@ class ClosedLoop:
         ball, target = c.ball(level), c.target(level * (1 - delta))
         settled = np.ones(lo.shape[1], bool)
         score = np.zeros(lo.shape)
-        outside = linear.total(iv.square(Interval(lo, hi))).lo > ball
-        alive = np.flatnonzero(~outside)
+        alive, Y, C = linear.boxes_meeting_ball(lo, hi, ball)
         if alive.size == 0:
             return Judgement(settled, score)
-        lo, hi = lo[:, alive], hi[:, alive]
-        Y = Interval(lo, hi)
-        centre = lo + 0.5 * (hi - lo)
-        C = Interval(centre, centre)
+        lo, centre, hi = Y.lo, C.lo, Y.hi
 
         (at_centre,) = self.normal_program(IntervalDomain(), C)
         witness = self._violation(level, delta, centre, at_centre)

@@ -46,3 +46,11 @@ def matvec(matrix: Interval, vector: Interval) -> Interval:
 def transposed(matrix: Interval) -> Interval:
     lo = matrix.lo.swapaxes(0, 1)
     return Interval(lo, lo if matrix.is_thin else matrix.hi.swapaxes(0, 1))
+
+
+def boxes_meeting_ball(lo: np.ndarray, hi: np.ndarray, ball: float) -> tuple[np.ndarray, Interval, Interval]:
+    """Which of the boxes lo..hi [n, boxes] may hold a point with |y|^2 <= ball: indices, the boxes, their centres."""
+    kept = np.flatnonzero(~(total(square(Interval(lo, hi))).lo > ball))
+    lo, hi = lo[:, kept], hi[:, kept]
+    centre = lo + 0.5 * (hi - lo)
+    return kept, Interval(lo, hi), Interval(centre, centre)

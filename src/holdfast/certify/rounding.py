@@ -27,7 +27,15 @@ import jax
 import numpy as np
 
 from holdfast.certify import interval as iv
-from holdfast.certify.interpreter import STEPS, UNARY, IntervalDomain, Program, gather_arrays, gather_intervals
+from holdfast.certify.interpreter import (
+    STEPS,
+    UNARY,
+    IntervalDomain,
+    Program,
+    gather_arrays,
+    gather_intervals,
+    rounding_rule,
+)
 from holdfast.certify.interval import Interval
 from holdfast.certify.slope import DERIVATIVES, run_slopes
 
@@ -93,9 +101,7 @@ class RoundingDomain:
             "rem": self._rem,
             "integer_pow": self._integer_pow,
             "pow": self._pow,
-            "round": lambda x, *, rounding_method: self._step(
-                iv.round_even if int(rounding_method) == 1 else iv.round_away
-            )(x),
+            "round": rounding_rule(self._step),
         }
 
     def constant(self, array) -> Rounded:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from holdfast.certify import interval as iv
-from holdfast.certify.interpreter import STEPS, UNARY, Program, gather_intervals
+from holdfast.certify.interpreter import STEPS, UNARY, Program, gather_intervals, rounding_rule
 from holdfast.certify.interval import Interval
 
 _ONE = Interval.constant(1.0)
@@ -119,9 +119,7 @@ class SlopeDomain:
             "rem": self._rem,
             "integer_pow": self._integer_pow,
             "pow": self._pow,
-            "round": lambda x, *, rounding_method: self._step(
-                iv.round_even if int(rounding_method) == 1 else iv.round_away
-            )(x),
+            "round": rounding_rule(self._step),
         }
 
     def constant(self, array) -> Slope:

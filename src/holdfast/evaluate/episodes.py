@@ -205,30 +205,16 @@ class Evaluator:
         return summary, whole
 
 
-def evaluate_policy(
-    task: Task,
-    guard: Guard,
-    policy: Callable,
-    *,
-    seed: int = 0,
-    episodes: int = 1000,
-    batch: int = 250,
-    keep: int = 4,
-    steps: int | None = None,
-    dtype=None,
-) -> EpisodeResults:
-    """Rolls out `episodes` whole episodes of a deterministic policy behind a guard; see `Evaluator`.
+def evaluate_policy(task: Task, guard: Guard, policy: Callable, **options) -> EpisodeResults:
+    """Rolls out whole episodes of a deterministic policy behind a guard; see `Evaluator`.
 
     Args:
         task: what is rolled out.
         guard: a `Safeguard`, or `types.Unguarded`.
         policy: observation [o] -> action [m].
-        seed: episode i starts from fold_in(key(seed), i).
-        episodes: how many.
-        batch, keep, steps, dtype: as for `Evaluator`.
+        options: as for `evaluate_seeds`.
     """
-    evaluator = Evaluator(task, guard, policy, batch=min(batch, episodes), keep=keep, steps=steps, dtype=dtype)
-    return evaluator(guard, policy, seed=seed, episodes=episodes)
+    return evaluate_seeds(task, [guard], [policy], **options)[0]
 
 
 def evaluate_seeds(
@@ -248,7 +234,9 @@ def evaluate_seeds(
     Args:
         guards, policies: one of each for every trained seed.
         seed: of the start states, common to all, so that differences between seeds can be paired.
-        task, episodes, batch, keep, steps, dtype: as for `evaluate_policy`.
+        task: what is rolled out.
+        episodes: how many for each; episode i starts from fold_in(key(seed), i).
+        batch, keep, steps, dtype: as for `Evaluator`.
 
     Raises:
         ValueError: if there are not as many guards as policies, or none.

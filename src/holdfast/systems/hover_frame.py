@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from holdfast.sets import Box
 from holdfast.systems import quaternion
+from holdfast.systems.base import System
 
 GRAVITY = 9.81
 
@@ -28,6 +29,19 @@ _SLACK = 1 + 1e-4
 
 #: Yaw in rad, two turns: every attitude, by both of its quaternions.
 YAW_BOX = Box([-2 * np.pi], [2 * np.pi])
+
+
+class HoveringSystem(System):
+    """A system whose state and error begin as above, and whose error drops the place in the plane and the yaw."""
+
+    @property
+    def fibre_box(self) -> Box:
+        """Yaw in rad."""
+        return YAW_BOX
+
+    def lift(self, e: Float[Array, " e"]) -> Float[Array, " n"]:
+        """The state above the origin, without yaw."""
+        return self.lift_along(e, jnp.zeros(1, e.dtype))
 
 
 def fly(

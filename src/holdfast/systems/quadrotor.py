@@ -8,12 +8,11 @@ from jaxtyping import Array, Float
 
 from holdfast.sets import Box
 from holdfast.systems import hover_frame
-from holdfast.systems.base import System
 from holdfast.systems.hover_frame import GRAVITY
 from holdfast.systems.structure import Spread, Symmetry
 
 
-class Quadrotor(System):
+class Quadrotor(hover_frame.HoveringSystem):
     """p' = v, v' = a R(q) e3 - g e3, q' = q (0, w) / 2: explicit Euler, then q renormalised.
 
     Inputs are the mass-normalised thrust a and the body rates w. The error has the 6 numbers of `hover_frame`, all but the
@@ -53,15 +52,6 @@ class Quadrotor(System):
     def bounded_error(self, x: Float[Array, " 10"]) -> Float[Array, " 6"]:
         """The error with s shortened to 2 sin(tilt/2): |s|^2 = 2 (1 - G3) <= 4, equal to `error` to second order."""
         return hover_frame.bounded_error(x, self.hover_height)
-
-    def lift(self, e: Float[Array, " 6"]) -> Float[Array, " 10"]:
-        """The state above the origin, without yaw."""
-        return self.lift_along(e, jnp.zeros(1, e.dtype))
-
-    @property
-    def fibre_box(self) -> Box:
-        """Yaw in rad, two turns: every attitude, by both of its quaternions."""
-        return hover_frame.YAW_BOX
 
     def lift_along(self, e: Float[Array, " 6"], fibre: Float[Array, " 1"]) -> Float[Array, " 10"]:
         """The state above the origin with that yaw."""

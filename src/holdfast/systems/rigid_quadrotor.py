@@ -9,14 +9,13 @@ from jaxtyping import Array, Float
 
 from holdfast.sets import Box
 from holdfast.systems import hover_frame
-from holdfast.systems.base import System
 from holdfast.systems.hover_frame import GRAVITY
 from holdfast.systems.structure import Spread, Symmetry
 
 _MASS = 0.5
 
 
-class RigidQuadrotor(System):
+class RigidQuadrotor(hover_frame.HoveringSystem):
     """p' = v, v' = (sum f / m) R(q) e3 - g e3, q' = q (0, w) / 2, J w' = tau(f) - w x J w: explicit Euler, q renormalised.
 
     Rotors stand on the body's axes ("plus"): f1 in front (+x), f2 left (+y), f3 behind, f4 right, all pushing along body
@@ -73,15 +72,6 @@ class RigidQuadrotor(System):
     def bounded_error(self, x: Float[Array, " 13"]) -> Float[Array, " 9"]:
         """The error with s shortened to 2 sin(tilt/2), equal to `error` to second order."""
         return jnp.concatenate([hover_frame.bounded_error(x[:10], self.hover_height), _tilting(x[10:])])
-
-    def lift(self, e: Float[Array, " 9"]) -> Float[Array, " 13"]:
-        """The state above the origin, without yaw."""
-        return self.lift_along(e, jnp.zeros(1, e.dtype))
-
-    @property
-    def fibre_box(self) -> Box:
-        """Yaw in rad, two turns: every attitude, by both of its quaternions."""
-        return hover_frame.YAW_BOX
 
     def lift_along(self, e: Float[Array, " 9"], fibre: Float[Array, " 1"]) -> Float[Array, " 13"]:
         """The state above the origin with that yaw."""
