@@ -17,6 +17,8 @@ FLOOR, CEILING = 0.0, 3.0
 MIDDLE = 0.5 * (FLOOR + CEILING)
 WIDTH, HEIGHT, PERIOD = 2.0, 1.9, 6.0
 STEPS = 300
+#: How many steps ahead a policy sees the reference.
+AHEAD = 10
 
 
 def _room(x):
@@ -27,14 +29,25 @@ class RigidEight(Task):
     """0 <= z <= 3 m for a quadrotor with four rotor thrusts, 13 states, whose reference reaches from -0.4 m to 3.4 m.
 
     The reference is a figure of eight that stands upright, x = 2 sin(2 pi t / 6 s) and z = 1.5 + 1.9 sin(4 pi t / 6 s), with
-    body axes along the world's. The task is ours. States for the backup: z in the room, |v_i| <= 4 m/s, tilts up to 135
+    body axes along the world's. The task is ours. A policy learns to correct a geometric tracking controller (`nominal`). States for the backup: z in the room, |v_i| <= 4 m/s, tilts up to 135
     degrees at any yaw, |wx|, |wy| <= 6 rad/s, |wz| <= 2 rad/s.
     """
 
     name: ClassVar = "rigid-eight"
     episode_steps: ClassVar = STEPS
     metric_units: ClassVar = {"p_rmse": "m", "v_rmse": "m/s", "tilt_rms": "rad"}
-    training: ClassVar[dict[str, Any]] = {"updates": 400, "window": 16, "discount": 0.95, "backup_updates": 400}
+    training: ClassVar[dict[str, Any]] = {
+        "backup_updates": 400,
+        "updates": 400,
+        "environments": 24,
+        "window": 32,
+        "discount": 0.97,
+        "actor_rate": 2e-3,
+        "initial_std": 0.02,
+        "practice": 0.5,
+        "lost": 3.0,
+        "gradient_limit": 20.0,
+    }
     #: Bounds of the states for which the backup is trained and measured: m/s, rad, rad/s, rad/s.
     sampled_speed: ClassVar = 4.0
     sampled_tilt: ClassVar = 0.75 * np.pi
@@ -92,9 +105,47 @@ class RigidEight(Task):
         x, z = -WIDTH * rate**2 * jnp.sin(phase), -HEIGHT * (2 * rate) ** 2 * jnp.sin(2 * phase)
         return jnp.stack([x, jnp.zeros_like(x), z])
 
+    def _pull(self, position, velocity, acceleration) -> tuple[Float[Array, ""], Float[Array, " 3"]]:
+        """sqrt(1 + |gap|^2) of a gap in position, and the thrust over mass, m/s^2 [3], that would close both gaps.
+
+        Nearly linear far away: a robot that has lost the reference should still know where to go.
+        """
+        reach = jnp.sqrt(1 + position @ position)
+        upwards = self.system.gravity * jnp.array([0.0, 0.0, 1.0], position.dtype)
+        return reach, acceleration + 4 * position / reach + 3 * velocity + upwards
+
+    def nominal(self, observation):
+        """The geometric tracking controller of Lee, Leok and McClamroch (2010), which knows neither floor nor ceiling."""
+        system, now, ahead = self.system, observation[:6], observation[6:12]
+        axes, w = quaternion.rotation_matrix(observation[16:20]), observation[20:23]
+        acceleration = (ahead[3:] - now[3:]) / (AHEAD * system.dt)
+        _, pull = self._pull(now[:3], now[3:], acceleration)
+        along, inertia = axes[:, 2] @ pull, jnp.asarray(system.inertia, w.dtype)
+        wanted = axes.T @ (pull / jnp.sqrt(pull @ pull + 1e-6))
+        # Turn thrust by e3 x wanted, and the nose (the body's x axis) to where the world's x axis is.
+        turn = jnp.stack([-wanted[1], wanted[0], -axes[1, 0]])
+        roll, pitch, yaw = inertia * (
+            jnp.array([80.0, 80.0, 4.0], w.dtype) * turn - jnp.array([16.0, 16.0, 4.0], w.dtype) * w
+        )
+        share, roll, pitch, yaw = (
+            system.mass * jnp.maximum(along, 0.0) / 4,
+            roll / (2 * system.arm),
+            pitch / (2 * system.arm),
+            yaw / (4 * system.drag_torque),
+        )
+        return jnp.stack([share - pitch + yaw, share + roll - yaw, share + pitch + yaw, share - roll - yaw])
+
+    def sample_practice(self, key):
+        """On the reference at any time, up to 0.3 m off and away from floor and ceiling."""
+        when, where = jax.random.split(key)
+        t = jax.random.randint(when, (), 0, STEPS)
+        offset = 0.3 * jax.random.uniform(where, (3,), minval=-1.0, maxval=1.0)
+        x = self.reference(t, ()).astype(offset.dtype).at[:3].add(offset)
+        return x.at[2].set(jnp.clip(x[2], FLOOR + 0.3, CEILING - 0.3)), t
+
     def observe(self, x, t, context):
         """Where the reference is from here and how it moves, now and a fifth of a second ahead, and x without its place."""
-        now, ahead = (self.reference(t + k, context).astype(x.dtype)[:6] for k in (0, 10))
+        now, ahead = (self.reference(t + k, context).astype(x.dtype)[:6] for k in (0, AHEAD))
         return jnp.concatenate([now - x[:6], ahead - x[:6], x[2:]])
 
     def reward(self, x, u, x_next, t, context):
@@ -105,10 +156,7 @@ class RigidEight(Task):
         wanted = self.reference(t + 1, context).astype(x.dtype)
         position, velocity, w = wanted[:3] - x_next[:3], wanted[3:6] - x_next[3:6], x_next[10:]
         axes = quaternion.rotation_matrix(x_next[6:10])
-        # Nearly linear far away: a robot that has lost the reference should still know where to go.
-        reach = jnp.sqrt(1 + position @ position)
-        pull = self._acceleration(t + 1).astype(x.dtype) + 4 * position / reach + 3 * velocity
-        pull = pull + self.system.gravity * jnp.array([0.0, 0.0, 1.0], x.dtype)
+        reach, pull = self._pull(position, velocity, self._acceleration(t + 1).astype(x.dtype))
         along = axes[:, 2] @ pull
         length = jnp.sqrt(pull @ pull + 1)
         thrust = jnp.sum(u) / self.system.mass
