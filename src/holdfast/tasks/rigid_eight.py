@@ -29,8 +29,9 @@ class RigidEight(Task):
     """0 <= z <= 3 m for a quadrotor with four rotor thrusts, 13 states, whose reference reaches from -0.4 m to 3.4 m.
 
     The reference is a figure of eight that stands upright, x = 2 sin(2 pi t / 6 s) and z = 1.5 + 1.9 sin(4 pi t / 6 s), with
-    body axes along the world's. The task is ours. A policy learns to correct a geometric tracking controller (`nominal`). States for the backup: z in the room, |v_i| <= 4 m/s, tilts up to 135
-    degrees at any yaw, |wx|, |wy| <= 6 rad/s, |wz| <= 2 rad/s.
+    body axes along the world's. A policy learns to correct a geometric tracking controller (`nominal`). The task is ours.
+    States for the backup: z in the room, |v_i| <= 4 m/s, tilts up to 135 degrees at any yaw, |wx|, |wy| <= 6 rad/s, |wz|
+    <= 2 rad/s.
     """
 
     name: ClassVar = "rigid-eight"
