@@ -29,6 +29,7 @@ ASKED: dict[str, dict[str, float]] = {
         "latency_p99_us": 2000,
         "attack_steps": 1e6,
     },
+    "rigid-eight": {"attack_steps": 1e5},
 }
 """By task and by what is asked. Largest: RMSEs, the gap of the return to that of optimal control (a share of it), wall time
 of a training in s, its memory in GiB, times on one state in us. Smallest: certified shares, attacked steps, and how many
