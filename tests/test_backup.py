@@ -115,7 +115,11 @@ def test_plan_equals_a_plain_loop(backup):
             np.testing.assert_allclose(plans.actions[i, :length], flow.actions[i, :length], rtol=1e-9, atol=1e-12)
         assert np.all(np.asarray(rows[i]) >= 0) == certified
     finite = np.isfinite(plans.margin)
-    np.testing.assert_allclose(np.min(rows, axis=1)[finite], np.asarray(plans.margin)[finite], rtol=1e-6, atol=1e-9)
+    # How deep a plan goes inside after its arrival counts in the rows, and not in its margin.
+    path = np.minimum(np.min(rows[:, :-1], axis=1), np.where(plans.certified, 1.0, rows[:, -1]))
+    np.testing.assert_allclose(path[finite], np.asarray(plans.margin)[finite], rtol=1e-6, atol=1e-9)
+    alone = jax.jit(lambda x: jax.lax.map(lambda x: source.implicit_set.plan(x, MARGINS).margin, x))(x)
+    np.testing.assert_allclose(alone, plans.margin, rtol=1e-9)
 
 
 def test_a_flow_that_stops_early_is_the_flow_up_to_its_arrival():
@@ -136,7 +140,8 @@ def test_a_flow_that_stops_early_is_the_flow_up_to_its_arrival():
     weights = jax.tree.map(lambda leaf: jnp.stack([leaf] * 12) if isinstance(leaf, jax.Array) else leaf, policy)
     axes = jax.tree.map(lambda leaf: 0 if isinstance(leaf, jax.Array) else None, weights)
     own = jax.jit(jax.vmap(lambda policy, x: flow_until_arrival(policy, x, eps), in_axes=(axes, 0)))(weights, x)
-    for states, actions in (alone, batch, own, jax.tree.map(lambda a: a.reshape(12, *a.shape[2:]), nested)):
+    for states, actions, computed in (alone, batch, own, jax.tree.map(lambda a: a.reshape(12, *a.shape[2:]), nested)):
+        assert np.all(computed >= length) and np.all(computed <= horizon)
         for i, k in enumerate(length):
             np.testing.assert_allclose(states[i, : k + 1], whole.states[i, : k + 1], rtol=1e-9, atol=1e-12)
             np.testing.assert_allclose(actions[i, :k], whole.actions[i, :k], rtol=1e-9, atol=1e-12)

@@ -9,8 +9,9 @@ import pytest
 
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import MEANING, Certificate, NotProvable, Obligation, certify_base_set
-from holdfast.sets import SuperlevelSet
+from holdfast.sets import Box, SuperlevelSet
 from holdfast.tasks import make_task
+from systems_for_tests import Cart
 
 TASK = make_task("lane-keeping")
 
@@ -178,3 +179,45 @@ def test_an_obligation_is_replaced_by_name(largest):
     changed = largest.certificate.with_obligation(worse)
     assert len(changed.obligations) == len(largest.certificate.obligations)
     assert largest.certificate.holds and not changed.holds
+
+
+class Strip(Cart):
+    """A cart that also moves on along a road, which its error drops."""
+
+    state_names = ("along", "x", "v")
+
+    def derivative(self, x, u, w):
+        return jnp.stack([1.0 + 0 * x[0], x[2], u[0]])
+
+    def equilibrium(self):
+        return jnp.zeros(3), jnp.zeros(1)
+
+    def error(self, x):
+        return x[1:]
+
+    def lift(self, e):
+        return jnp.concatenate([jnp.zeros(1, e.dtype), e])
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_constraints_on_what_the_error_drops_are_refuted(ends):
+    """A wall across the road is met by every state with error zero sooner or later: no base set is safe."""
+
+    def margins(x):
+        road = [5 - x[0]] if ends else []
+        return jnp.stack([1 - x[1], 1 + x[1], *road])
+
+    found = certify_base_set(
+        Strip(),
+        SuperlevelSet(margins),
+        Box([-4.0, -1.0, -2.0], [4.0, 1.0, 2.0]),
+        state_cost=(1, 1),
+        input_cost=(1,),
+        horizon=10,
+    )
+    seen = found.certificate["constraints see the error only"]
+    assert found.certificate.holds is not ends
+    assert seen.discharge == ("refuted" if ends else "proved")
+    assert found.certificate["dropped coordinates stay in the box"].discharge == "assumed"
+    if ends:
+        assert np.all(np.isinf(found.acceptance.path))

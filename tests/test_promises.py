@@ -71,6 +71,33 @@ def test_a_promise_is_revoked_where_nothing_was_read_until_the_plan_ended():
     assert int(plan.age) == HORIZON
 
 
+class Falling(Cart):
+    """x'' = 4 x + u: what nobody steers falls."""
+
+    def derivative(self, x, u, w):
+        return jnp.stack([x[1], 4 * x[0] + u[0]])
+
+
+def test_an_unreadable_state_is_steered_by_the_model_after_the_plan_has_arrived():
+    """Nothing is read from the first step on: the plan is over after a few, and open loop the plant would fall."""
+    base = design_base_controller(Falling(), [1.0, 1.0], [1.0], level=0.3)
+    implicit = ImplicitInvariantSet(BackupPolicy(base), WALLS, HORIZON)
+    guard = Safeguard(BackupSource(implicit, MARGINS), (Ray(),))
+    step = jax.jit(lambda plan, x, u: guard.step(plan, x, u))
+    x = jnp.array([0.13, 0.0])
+    plan = guard.init(x)
+    assert bool(plan.certified) and 0 < int(plan.length) < 12
+    seen = []
+    for _ in range(HORIZON):
+        wanted = base.action(x)
+        answer, plan = step(plan, jnp.full(2, jnp.nan), NAN)
+        assert answer.status == Status.bad_state
+        np.testing.assert_allclose(answer.action, wanted, rtol=1e-6, atol=1e-9)
+        x = Falling().step(x, answer.action)
+        seen.append(float(x[0]))
+    assert abs(seen[-1]) < 1e-3 and max(map(abs, seen)) < 0.2
+
+
 def test_nothing_is_accepted_from_where_rounding_was_not_bounded():
     outside = jnp.array([0.0, 2.5])
     assert not bool(GUARD.source.check(outside, jnp.array([-1.0])).certified)

@@ -9,7 +9,8 @@ from holdfast.certify import Interval, largest_contractive_level, prove_contract
 from holdfast.certify.anchored import run_anchored
 from holdfast.certify.coordinates import RotationSymmetry
 from holdfast.certify.interpreter import Program
-from holdfast.certify.vertex_test import _excess
+from holdfast.certify.invariance import traced_loop
+from holdfast.certify.vertex_test import _excess, _VertexTest
 
 
 def tangled(e):
@@ -96,3 +97,52 @@ def test_an_offset_counts():
     step = lambda e: 0.9 * e + 0.05  # noqa: E731
     assert prove_contraction(step, np.eye(1), 0.52**2).result == "proved"
     assert prove_contraction(step, np.eye(1), 0.48**2, max_boxes=500).result == "not_proved"
+
+
+def _jumpy(e):
+    """Nonlinear in all numbers, with an offset and a kink that jumps."""
+    x, y, z = e
+    return 0.3 * jnp.stack([x + jnp.sin(y) * z, y - x * z, z * jnp.cos(x) + jnp.where(y > 0.2, 0.05, 0.0)]) + 0.01
+
+
+def test_matrices_of_a_box_enclose_every_step_from_it():
+    """T (g(e) - g(0)) = N y for a matrix N within centre +- radii, up to the jump: the radii and the offset are needed."""
+    P = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.5]])
+    test = _VertexTest(traced_loop(_jumpy, P, None, 1.0), 1.0, 1e-4)
+    rng, c = np.random.default_rng(0), test.loop.coordinates
+    centre, half = rng.uniform(-0.5, 0.5, (3, 60)), rng.uniform(0.05, 0.3, (3, 60))
+    N, radii, theta = test.matrix(Interval(centre - half, centre + half))
+    step = jax.jit(jax.vmap(_jumpy))
+    at_zero, needed = np.asarray(step(np.zeros((1, 3))))[0], 0.0
+    for _ in range(50):
+        e = centre + half * rng.uniform(-1, 1, centre.shape)
+        y = np.linalg.solve(c.S, e).T
+        moved = (np.asarray(step(e.T)) - at_zero) @ c.T.T
+        far = np.abs(moved - np.einsum("bij,bj->bi", N, y))
+        within = np.einsum("bij,bj->bi", radii, np.abs(y))
+        jump = np.abs(c.T) @ np.array([0.0, 0.0, 0.015])
+        assert (far <= within + jump + 1e-12).all()
+        needed = max(needed, (far / (within + jump)).max())
+    assert needed > 0.3
+    # What is left of the set's radius after offset and jump is what the matrix may use.
+    offset = np.linalg.norm(np.abs(c.T) @ np.abs(at_zero))
+    assert (np.sqrt(theta) * test.radius <= test.allowed - offset + 1e-12).all()
+    crossing = (centre[1] - half[1] < 0.2) & (centre[1] + half[1] > 0.2)
+    assert crossing.any() and np.sqrt(theta[crossing]).max() < np.sqrt(theta[~crossing]).max()
+
+
+def test_a_small_spot_that_does_not_contract_is_found_by_its_radii():
+    """Sampled border points and midpoints of boxes all contract; a narrow bump between them does not."""
+    bump = lambda e: 0.5 * e * (1 + 3 * jnp.exp(-(((e - 0.7123) / 0.004) ** 2)))  # noqa: E731
+    assert prove_contraction(bump, np.eye(1), 1.0, max_boxes=3000).result == "not_proved"
+    assert prove_contraction(lambda e: 0.5 * e, np.eye(1), 1.0).result == "proved"
+
+
+def test_a_mirror_asks_its_form_of_the_matrix():
+    """P that couples what the mirror flips with what it leaves has no mirror symmetry."""
+    P = np.eye(6)
+    P[4, 5] = P[5, 4] = -0.9
+    symmetry = RotationSymmetry(((0, 1), (2, 3)), True, (5,))
+    with pytest.raises(ValueError, match="P does not have the declared symmetry"):
+        symmetry.check(lambda e: 0.1 * e, P, 1.0)
+    assert symmetry.symmetrise(P)[4, 5] == 0.0

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from holdfast.backup.policy import BackupPolicy
 
@@ -12,8 +12,8 @@ CHUNK = 8
 
 def flow_until_arrival(
     policy: BackupPolicy, x: Float[Array, " n"], base_margins: Float[Array, " N1"]
-) -> tuple[Float[Array, "N1 n"], Float[Array, "N m"]]:
-    """States phi_0..phi_N and actions of the backup flow from x, computed no further than to its arrival.
+) -> tuple[Float[Array, "N1 n"], Float[Array, "N m"], Int[Array, ""]]:
+    """States phi_0..phi_N and actions of the backup flow from x, computed no further than to its arrival; and how far.
 
     Nodes after the arrival may repeat a state of the base set instead of following the flow: they do not count. A batch
     (`jax.vmap`) goes on until all of it has arrived, in one loop without a select for every array in it, which is what
@@ -51,14 +51,13 @@ def flow_until_arrival(
             size, n = starts.shape[1:]
             flat = flows(operands, base_margins, starts.reshape(axis_size * size, n))
             result = jax.tree.map(lambda a: a.reshape(axis_size, size, *a.shape[1:]), flat)
-        return result, (True, True)
+        return result, (True, True, True)
 
-    states, actions = flows(operands, base_margins, x[None])
-    return states[0], actions[0]
+    return jax.tree.map(lambda found: found[0], flows(operands, base_margins, x[None]))
 
 
 def _batched_flow(policy: BackupPolicy, starts: Float[Array, "B n"], base_margins: Float[Array, " N1"]):
-    """States [B, N+1, n] and actions [B, N, m]."""
+    """States [B, N+1, n], actions [B, N, m] and the last node computed [B]."""
     system, base = policy.base.system, policy.base
     horizon, (size, n) = base_margins.shape[0] - 1, starts.shape
     m = system.input_size
@@ -86,4 +85,5 @@ def _batched_flow(policy: BackupPolicy, starts: Float[Array, "B n"], base_margin
     k, _, last, states, actions = jax.lax.while_loop(lambda c: (c[0] < horizon) & ~c[1], work, carry)
     reached = jnp.arange(1, length + 1, dtype=jnp.int32)[:, None, None] <= k
     states = jnp.concatenate([starts[None], jnp.where(reached, states, last[None])])
-    return jnp.swapaxes(states[: horizon + 1], 0, 1), jnp.swapaxes(actions[:horizon], 0, 1)
+    computed = jnp.full(size, jnp.minimum(k, horizon))
+    return jnp.swapaxes(states[: horizon + 1], 0, 1), jnp.swapaxes(actions[:horizon], 0, 1), computed

@@ -60,11 +60,16 @@ class BaseSet(eqx.Module):
         return self.system.error_step(e, self.controller(e))
 
     def unsaturated_level(self) -> float:
-        """The level at which an input first saturates: max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i')."""
+        """The level at which an input first saturates: max over e'Pe <= c of |K_i e| is sqrt(c K_i P^-1 K_i').
+
+        Rounded down by more than the inverse of P loses to rounding.
+        """
+        P = self.ellipsoid.shape_matrix
         gain, u_star, box = self.controller.gain, self.controller.equilibrium_input, self.system.input_box
         room = np.minimum(box.upper - u_star, u_star - box.lower)
-        reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(self.ellipsoid.shape_matrix), gain)
-        return float(np.min(room**2 / np.maximum(reach, 1e-12)))
+        reach = np.einsum("ij,jk,ik->i", gain, np.linalg.inv(P), gain)
+        lost = 16 * len(P) * np.finfo(np.float64).eps * np.linalg.cond(P)
+        return float(np.min(room**2 / np.maximum(reach, 1e-12)) * (1 - min(lost, 0.5)))
 
     def at_level(self, level: float) -> "BaseSet":
         """The same set at another level."""

@@ -64,18 +64,21 @@ class ImplicitInvariantSet(eqx.Module):
         """
         base = self.policy.base
         eps_path, eps_base = _at_nodes(acceptance, self.horizon + 1, x.dtype)
-        states, actions = flow_until_arrival(self.policy, x, eps_base)
+        states, actions, computed = flow_until_arrival(self.policy, x, eps_base)
         # All nodes at once, after the loop: its body stays small, which decides run time and compile time.
         slack = jax.vmap(self.safe_set.margin)(states) - eps_path
         base_slack = jax.vmap(base.margin)(states) - eps_base
         nodes = jnp.arange(self.horizon + 1, dtype=jnp.int32)
-        arrives = base_slack >= 0
+        # Two programs may see one state on two sides of the boundary: what was not computed never counts.
+        arrives = (base_slack >= 0) & (nodes <= computed)
         length = jnp.min(jnp.where(arrives, nodes, self.horizon))
         counts = (nodes <= length)[:, None]
         ok = jnp.all((slack >= 0) | ~counts) & jnp.all(jnp.isfinite(states) | ~counts)
         ok = ok & jnp.all(jax.vmap(lambda state: self.bounded(state, acceptance))(states) | ~counts[:, 0])
         certified = ok & jnp.any(arrives)
-        margin = jnp.minimum(jnp.min(jnp.where(counts, slack, jnp.inf)), jnp.max(base_slack))
+        # How deep it goes inside after the arrival says nothing, and depends on how far a batch was computed.
+        arrival = jnp.where(jnp.any(arrives), 1.0, jnp.max(base_slack))
+        margin = jnp.minimum(jnp.min(jnp.where(counts, slack, jnp.inf)), arrival)
         # A margin is a number to look at and to search a root of; a flow that broke has none.
         margin = jnp.where(jnp.isfinite(margin) & (certified | (margin < 0)), margin, -jnp.inf)
         return Plan(actions, length, jnp.zeros_like(length), margin, certified, x)

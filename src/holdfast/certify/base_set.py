@@ -11,7 +11,7 @@ from holdfast.certify.acceptance import Acceptance, acceptance_margins, step_dev
 from holdfast.certify.certificate import Certificate, Obligation
 from holdfast.certify.containment import inside, largest_inside_level
 from holdfast.certify.coordinates import RotationSymmetry
-from holdfast.certify.declared import angle_obligations, declared_obligations
+from holdfast.certify.declared import angle_obligations, constraint_obligations, declared_obligations
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
 from holdfast.certify.proof import InvarianceProof, deviation_norm, invariance_robustness
 from holdfast.certify.vertex_test import largest_contractive_level, prove_contraction
@@ -87,6 +87,7 @@ def certify_base_set(
         containment = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
     base = base.at_level(invariance.level)
     obligations = [_invariance_obligation(invariance), _containment_obligation(containment, safe_set)]
+    obligations += constraint_obligations(base, safe_set, state_box)
     obligations += declared_obligations(base, state_box) + angle_obligations(base, safe_set, state_box)
     proved = invariance.result == "proved" and containment.result == "proved"
     if proved:
@@ -269,6 +270,7 @@ def _rounding_obligations(
     path = {name: _first_middle_last(column) for name, column in zip(names, margins.path.T)}
     return [
         *_spread_obligations(base),
+        *_dropped_obligations(base),
         Obligation(
             "rounding along a plan",
             f"Two float32 programs that replay one plan of {horizon} steps, with one ulp of state noise a step, stay so "
@@ -302,8 +304,25 @@ def _spread_obligations(base: BaseSet) -> list[Obligation]:
     return [Obligation("spread of a step", claim, "assumed", f"declared by the system: {spread.shown_by}")]
 
 
+def _dropped_obligations(base: BaseSet) -> list[Obligation]:
+    """That rounding inside the base set was bounded for the state box only, where the error drops coordinates."""
+    e, n = base.ellipsoid.shape_matrix.shape[0], base.system.state_size
+    if e == n or base.system.fibre_box.dimension:
+        return []
+    claim = (
+        f"While the base controller is at work, the {n - e} coordinate(s) that the error drops stay in the state box, for "
+        "which its rounding was bounded."
+    )
+    method = "a plan that leaves the box is not accepted; after its arrival nothing watches it"
+    return [Obligation("dropped coordinates stay in the box", claim, "assumed", method)]
+
+
 def _spread_method(base: BaseSet) -> str:
-    return "interval Jacobians" if base.system.spread is None else "the declared spread of a step, granted above,"
+    return (
+        "interval Jacobians"
+        if base.system.spread is None
+        else "the declared spread of a step (an assumption, see there)"
+    )
 
 
 def _first_middle_last(values: np.ndarray) -> list[float]:

@@ -60,6 +60,10 @@ class RotationSymmetry:
         result[np.ix_(rest, rest)] = matrix[np.ix_(rest, rest)]
         mean = 0.5 * (matrix[np.ix_(first, first)] + matrix[np.ix_(second, second)])
         result[np.ix_(first, first)] = result[np.ix_(second, second)] = mean
+        if self.mirror:
+            # What the mirror flips has nothing to do with what it leaves.
+            flipped = np.isin(np.arange(len(matrix)), self.mirrored)
+            result[np.ix_(rest, rest)] *= (flipped[rest][:, None] == flipped[rest][None]).astype(float)
         return result
 
     def check(self, step: Callable, P: np.ndarray, level: float, samples: int = 64) -> None:

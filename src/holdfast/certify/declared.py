@@ -10,6 +10,10 @@ import numpy as np
 
 from holdfast.backup import BaseSet
 from holdfast.certify.certificate import Obligation
+from holdfast.certify.cover import cover_region
+from holdfast.certify.interpreter import IntervalDomain, Program, UnsupportedPrimitive
+from holdfast.certify.interval import Interval
+from holdfast.certify.slope import run_slopes
 from holdfast.sets import Box, Set
 from holdfast.systems import System
 
@@ -31,13 +35,52 @@ def _reduction(base: BaseSet, state_box: Box) -> Obligation:
     name = "reduced coordinates"
     claim = "The error after a step is error_step(error(x), u): it depends on the state only through the error."
     kind = type(system)
-    if all(getattr(kind, method) is getattr(System, method) for method in ("error", "lift", "error_step")):
+    plain = all(getattr(kind, method) is getattr(System, method) for method in ("error", "lift", "error_step"))
+    if plain and not system.angles:
         return Obligation(name, claim, "proved", "trivially: the error is the state minus the equilibrium")
 
     def both(x, u):
         return system.error(system.step(x, u)), system.error_step(system.error(x), u)
 
     return _shown(name, claim, system.reduction_shown_by, both, base, state_box)
+
+
+def constraint_obligations(base: BaseSet, safe_set: Set, state_box: Box) -> list[Obligation]:
+    """That no constraint sees what the error drops, for systems with an error of their own.
+
+    The base set's safety is proved for the states `lift` gives; it carries over to all others with the same error only if
+    they have the same margins.
+    """
+    system = base.system
+    kind = type(system)
+    if all(getattr(kind, method) is getattr(System, method) for method in ("error", "lift")):
+        return []
+    name = "constraints see the error only"
+    claim = "Two states with the same error have the same margins: that the base set is safe holds for all of them."
+
+    def both(x, u):
+        return safe_set.margin(x), safe_set.margin(system.lift(system.error(x)))
+
+    found = _shown(name, claim, "", both, base, state_box)
+    if found.discharge == "sampled" and _never_differ(lambda x: jnp.subtract(*both(x, None)), system, state_box):
+        method = "interval slopes: the difference of the two margins is nowhere larger than rounding in the state box"
+        return [Obligation(name, claim, "proved", method, found.numbers)]
+    return [found]
+
+
+def _never_differ(difference: Callable, system: System, region: Box) -> bool:
+    """Whether interval slopes show a function of the state to be zero, but for rounding, on a whole box."""
+    cells = cover_region(system, region)
+    try:
+        program = Program(difference, jax.ShapeDtypeStruct((region.dimension,), np.float64))
+        _, slopes, jump = run_slopes(program, cells)
+        middle = cells.lo + 0.5 * (cells.hi - cells.lo)
+        (at_middle,) = program(IntervalDomain(), Interval(middle, middle))
+    except UnsupportedPrimitive:
+        return False
+    away = np.maximum(cells.hi - middle, middle - cells.lo)
+    bound = at_middle.magnitude + (slopes.magnitude * away).sum(-2) + jump
+    return bool(np.all(bound <= _TOLERANCE))
 
 
 def angle_obligations(base: BaseSet, safe_set: Set, state_box: Box) -> list[Obligation]:

@@ -125,7 +125,7 @@ def safe_bounds(system: System, safe_set: SuperlevelSet) -> tuple[np.ndarray, np
     bounds = np.stack([np.full_like(centre, -np.inf), np.full_like(centre, np.inf)])
     for i in range(len(centre)):
         for side, sign in enumerate((-1.0, 1.0)):
-            # The state lies beyond x* by more than `offset`, anywhere else in the other coordinates: is nothing safe there?
+            # The state lies beyond x* by more than `offset`, anywhere within `far` in the others: is nothing safe there?
             inner, outer = 0.0, np.inf
             for offsets in (np.geomspace(1e-6, 1.0, 60) * far[i], None, None, None):
                 if offsets is None:

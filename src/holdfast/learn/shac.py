@@ -132,7 +132,9 @@ class ShacTrainer(eqx.Module):
         # All begin in practice, at different times, so that a window holds every phase of the task.
         episodes = jax.vmap(lambda k: self._begin(k, 1.0))(jax.random.split(episode_key, count))
         zeros = jnp.zeros((), jnp.int32)
-        safety = Safety(zeros, zeros, zeros, jnp.zeros(len(Status), jnp.int32), zeros, jnp.asarray(jnp.inf))
+        # Windows of whole episodes begin with new ones; others go on with these.
+        born = zeros if self._whole else jnp.sum(~_all_certified(episodes), dtype=jnp.int32)
+        safety = Safety(zeros, zeros, zeros, jnp.zeros(len(Status), jnp.int32), born, jnp.asarray(jnp.inf))
         # A unit in which rewards are of order one: what doing nothing costs at a start, whatever time it is.
         starts = jax.vmap(task.sample_start)(jax.random.split(unit_key, count))
         times = jax.random.randint(unit_key, (count,), 0, task.episode_steps)
@@ -244,7 +246,8 @@ class ShacTrainer(eqx.Module):
             value = jnp.where(seen.terminated, 0.0, value)
             running = running + jax.lax.stop_gradient(seen.reward)
             # Only whole episodes have a return to report; it is NaN for those that began in practice.
-            last = jnp.where(whole & ~jnp.isnan(running), running, last)
+            charged = jnp.where(lost, jax.lax.stop_gradient(seen.reward) * rest, 0.0)
+            last = jnp.where((whole | lost) & ~jnp.isnan(running), running + charged, last)
             record = {
                 "observation": observation,
                 "next_observation": next_observation,
@@ -267,7 +270,7 @@ class ShacTrainer(eqx.Module):
         begin_key, cut_key = jax.random.split(key)
         begin_keys = jax.random.split(begin_key, settings.environments)
         fresh = _detach(jax.vmap(lambda k: self._begin(k, settings.practice))(begin_keys))
-        uncertified = ~jax.vmap(lambda episode: _certified(episode.guard))(fresh)
+        uncertified = ~_all_certified(fresh)
 
         def advance(carry, inputs):
             episodes, running, last, discount = carry
@@ -292,6 +295,9 @@ class ShacTrainer(eqx.Module):
         gains_end = jnp.where(window["ended"][-1], 0.0, discount * final)
         objective = (jnp.sum(gains) + jnp.sum(gains_end)) / gains.size
         window = jax.lax.stop_gradient(window)
+        if self._whole:
+            # What is renewed at the end of the window is never flown; what the window began with is.
+            window["uncertified_start"] = jnp.concatenate([uncertified[None], window["uncertified_start"][:-1]])
         window |= {"episodes": _detach(episodes), "returns": running, "last_returns": last}
         return -objective, window
 
@@ -382,6 +388,10 @@ def _return_from(episodes: Episode) -> Array:
 def _certified(guard_state) -> Array:
     """Whether a guard's state promises anything; guards without promises break none."""
     return jnp.asarray(getattr(guard_state, "certified", True))
+
+
+def _all_certified(episodes: Episode) -> Array:
+    return jax.vmap(lambda episode: jnp.broadcast_to(_certified(episode.guard), episode.t.shape))(episodes)
 
 
 def _intervened(status):

@@ -75,8 +75,12 @@ class System(eqx.Module):
         """(x*, u*), with error(F(x*, u*)) = 0. It may be relative: what `error` drops may go on moving."""
 
     def error(self, x: Float[Array, " n"]) -> Float[Array, " e"]:
-        """Coordinates of x about the equilibrium; zero there. Override on manifolds or where numbers do not matter."""
-        return x - self.equilibrium()[0].astype(x.dtype)
+        """Coordinates of x about the equilibrium, angles the short way round; zero there. Override on manifolds or where
+        numbers do not matter."""
+        return self._wrapped(x - self.equilibrium()[0].astype(x.dtype))
+
+    def _wrapped(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return jnp.stack([wrap(x[i]) if i in self.angles else x[i] for i in range(x.shape[0])]) if self.angles else x
 
     def lift(self, e: Float[Array, " e"]) -> Float[Array, " n"]:
         """A state with error(lift(e)) = e."""
@@ -143,8 +147,7 @@ class ContinuousSystem(System):
     def step(
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
     ) -> Float[Array, " n"]:
-        x = self.unwrapped_step(x, u, w)
-        return jnp.stack([wrap(x[i]) if i in self.angles else x[i] for i in range(x.shape[0])]) if self.angles else x
+        return self._wrapped(self.unwrapped_step(x, u, w))
 
     def unwrapped_step(
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None

@@ -74,6 +74,6 @@ class Quadrotor(hover_frame.HoveringSystem):
     @property
     def spread(self) -> Spread:
         """That of `hover_frame`: thrust and rates are inputs, the same for both states."""
-        gains = hover_frame.spread_gains(self.dt, self.input_box.upper[0])
+        gains = hover_frame.spread_gains(self.dt, max(abs(self.input_box.lower[0]), abs(self.input_box.upper[0])))
         shown = "tests/test_quadrotor.py::test_spread_bounds_what_it_says"
         return Spread(hover_frame.BLOCKS, gains, hover_frame.error_gains, shown)

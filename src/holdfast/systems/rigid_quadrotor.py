@@ -113,7 +113,7 @@ class RigidQuadrotor(hover_frame.HoveringSystem):
         def gains(region: Box) -> np.ndarray:
             rates = np.maximum(np.abs(region.lower), np.abs(region.upper))[10:]
             found = np.eye(5)
-            thrust = self.input_box.upper.sum() / self.mass
+            thrust = np.maximum(np.abs(self.input_box.lower), np.abs(self.input_box.upper)).sum() / self.mass
             found[:3, :3] = hover_frame.spread_gains(dt, thrust)
             found[2, 3:] = slack * dt / 2
             found[3, 3] = np.hypot(1, dt * coupling * rates[2])
