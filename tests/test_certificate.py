@@ -100,7 +100,7 @@ def test_a_refuted_level_has_a_counterexample_that_anyone_can_check(refuted):
     obligation = refuted.certificate["base set invariant"]
     assert obligation.discharge == "refuted"
     assert not refuted.certificate.holds
-    state = jnp.asarray(obligation.numbers["counterexample"]["state"])
+    state = jnp.asarray(obligation.numbers["counterexample"]["error"])
     base = refuted.base_set
     assert base.ellipsoid.value(state) <= 14.0
     assert base.ellipsoid.value(base.closed_loop(state)) > 14.0
@@ -149,7 +149,7 @@ def test_an_unsafe_part_of_the_base_set_is_found():
     found = certify(1.05, safe_set=narrow)
     obligation = found.certificate["base set safe"]
     assert obligation.discharge == "refuted" and not found.certificate.holds
-    state = jnp.asarray(obligation.numbers["counterexample"]["state"])
+    state = jnp.asarray(obligation.numbers["counterexample"]["error"])
     assert found.base_set.ellipsoid.value(state) <= found.base_set.ellipsoid.level
     assert jnp.min(narrow.margin(TASK.system.lift(state))) < 0
 

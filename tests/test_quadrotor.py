@@ -308,7 +308,7 @@ def test_published_base_set_is_refuted():
     obligation = found.certificate["base set invariant"]
     assert obligation.discharge == "refuted" and "V rises" in obligation.method
     assert found.certificate["reduced coordinates"].discharge == "sampled"
-    e = np.asarray(obligation.numbers["counterexample"]["state"])
+    e = np.asarray(obligation.numbers["counterexample"]["error"])
     base = found.base_set
     P, level = base.ellipsoid.shape_matrix, base.ellipsoid.level
     after = np.asarray(base.closed_loop(jnp.asarray(e)))

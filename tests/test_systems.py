@@ -113,3 +113,24 @@ def test_parameters_are_leaves_so_that_a_batch_of_robots_is_a_vmap():
     x, u = jnp.array([0.0, 1.0]), jnp.array([0.5])
     after = jax.vmap(lambda dt: Cart(dt=dt).step(x, u))(dts)
     np.testing.assert_allclose(after, np.stack([dts, 1 + 0.5 * dts], axis=1), rtol=1e-12)
+
+
+class Disc(ContinuousSystem):
+    """A driven pendulum on a disc: its first number is an angle."""
+
+    state_names, input_names, angles = ("phi", "w"), ("a",), (0,)
+    dt, input_box = 0.05, Box([-5.0], [5.0])
+
+    def derivative(self, x, u, w):
+        return jnp.stack([x[1], jnp.sin(x[0]) + u[0]])
+
+    def equilibrium(self):
+        return jnp.array([3.0, 0.0]), -jnp.sin(jnp.array([3.0]))
+
+
+def test_angles_go_the_short_way_round():
+    disc = Disc()
+    np.testing.assert_allclose(disc.error(jnp.array([-3.0, 1.0])), [2 * np.pi - 6, 1.0], atol=1e-12)
+    np.testing.assert_allclose(disc.error(jnp.array([3.1 + 2 * np.pi, 0.0])), [0.1, 0.0], atol=1e-12)
+    after = disc.step(jnp.array([3.1, 2.0]), jnp.zeros(1))
+    assert -np.pi <= after[0] < -3.0

@@ -196,19 +196,20 @@ def _check_equilibrium(system: System) -> None:
     try:
         x, u = (jnp.asarray(v, jnp.float64) for v in system.equilibrium())
     except Exception as error:
-        raise ConformanceError(
-            f"{name}.equilibrium",
-            f"{_name(error)}: {error}",
-            "return two arrays of numbers, the state x* and the input u*",
-        ) from error
+        right = "return two arrays of numbers, the state x* and the input u*"
+        raise ConformanceError(f"{name}.equilibrium", f"{_name(error)}: {error}", right) from error
     for item, value, size in (("x*", x, system.state_size), ("u*", u, system.input_size)):
         if value.shape != (size,) or not np.all(np.isfinite(value)):
             raise ConformanceError(f"{name}.equilibrium, {item}", f"{np.asarray(value)}", f"give {size} finite numbers")
     if not system.input_box.contains(u):
         raise ConformanceError(f"{name}.equilibrium, u*", f"{np.asarray(u)}", "it must lie in input_box")
     _check_traceable(system, np.asarray(x)[None], np.asarray(u)[None])
-    e, moved = jax.jit(lambda x, u: (system.error(x), system.error(system.step(x, u))))(x, u)
-    e, moved = np.asarray(e), np.asarray(moved)
+    e, ahead = (np.asarray(v) for v in jax.jit(lambda x, u: (system.error(x), system.step(x, u)))(x, u))
+    for word, value in zip(system.state_names, ahead):
+        if not np.isfinite(value):
+            right = "it must be finite; look for a division or root at zero in the dynamics"
+            raise ConformanceError(f"{name}: {word} one step after the equilibrium", value, right)
+    moved = np.asarray(jax.jit(lambda x: system.error(x))(ahead))
     if np.any(np.abs(e) > 1e-9):
         raise ConformanceError(f"{name}.error(x*)", e, "it must be zero at the equilibrium")
     if not np.all(np.abs(moved) <= 1e-6):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from holdfast.backup import AcceptanceMargins, BaseSet, design_base_controller
@@ -86,7 +88,10 @@ def certify_base_set(
         invariance = _prove_level(base, float(np.float32(level)), state_box, max_boxes, max_seconds)
         containment = _contain(base, safe_set, invariance.level, max_boxes, max_seconds)
     base = base.at_level(invariance.level)
-    obligations = [_invariance_obligation(invariance), _containment_obligation(containment, safe_set)]
+    obligations = [
+        _invariance_obligation(invariance, system),
+        _containment_obligation(containment, safe_set, system),
+    ]
     obligations += constraint_obligations(base, safe_set, state_box)
     obligations += declared_obligations(base, state_box) + angle_obligations(base, safe_set, state_box)
     proved = invariance.result == "proved" and containment.result == "proved"
@@ -227,10 +232,14 @@ def _plain(value):
     return np.asarray(value).tolist()
 
 
-def _numbers(proof: InvarianceProof) -> dict:
+def _numbers(proof: InvarianceProof, system: System) -> dict:
     numbers = {"level": proof.level, "boxes": proof.boxes, "seconds": round(proof.seconds, 3)}
     if proof.counterexample is not None:
-        numbers["counterexample"] = {name: _plain(value) for name, value in proof.counterexample.items()}
+        found = {name: _plain(value) for name, value in proof.counterexample.items()}
+        error = found.pop("state")
+        with jax.enable_x64(True):
+            state = _plain(system.lift(jnp.asarray(error)))
+        numbers["counterexample"] = {"error": error, "state": state, **found}
     return numbers
 
 
@@ -238,25 +247,25 @@ def _discharge(proof: InvarianceProof):
     return "not proved" if proof.result == "not_proved" else proof.result
 
 
-def _invariance_obligation(proof: InvarianceProof) -> Obligation:
+def _invariance_obligation(proof: InvarianceProof, system: System) -> Obligation:
     return Obligation(
         "base set invariant",
         f"Whenever V(e) = e'Pe <= {proof.level:.6g}, one step of the true nonlinear system under the clipped base "
         f"controller gives V <= {1 - proof.delta:.6g} * {proof.level:.6g}.",
         _discharge(proof),
         f"{proof.method} on the sampled closed loop: {proof.reason}",
-        _numbers(proof) | {"delta": proof.delta},
+        _numbers(proof, system) | {"delta": proof.delta},
     )
 
 
-def _containment_obligation(proof: InvarianceProof, safe_set: SuperlevelSet) -> Obligation:
+def _containment_obligation(proof: InvarianceProof, safe_set: SuperlevelSet, system: System) -> Obligation:
     names = ", ".join(safe_set.names) or "all constraints"
     return Obligation(
         "base set safe",
         f"Every state with V(e) <= {proof.level:.6g} satisfies {names}.",
         _discharge(proof),
         f"interval branch and bound on the margins: {proof.reason}",
-        _numbers(proof),
+        _numbers(proof, system),
     )
 
 

@@ -8,7 +8,7 @@ Discharge = Literal["proved", "checked", "sampled", "assumed", "not proved", "re
 MEANING: dict[str, str] = {
     "proved": "by interval arithmetic with outward rounding, or by algebra",
     "checked": "exhaustively, at run time, before every action",
-    "sampled": "on random samples, with a confidence bound; not a proof",
+    "sampled": "on random samples; not a proof",
     "assumed": "not shown here; the promise rests on it",
     "not proved": "the attempt ran out of budget; this is not a proof",
     "refuted": "false: a counterexample was found",

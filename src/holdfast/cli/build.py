@@ -107,17 +107,20 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
     which = "base controller as backup" if network is None else "learned backup"
     late, unsafe = np.mean(stays & ~arrives), np.mean(~stays)
     rounding = np.mean(stays & arrives & ~found)
-    remedy = {
-        late: f"a longer horizon (safety.horizon, --horizon; now {horizon}) or a shorter state_box",
-        unsafe: "a state_box closer to what can be stopped"
-        + ("; `holdfast train` learns a better backup" if network is None else ", or more --backup-updates"),
-        rounding: "a smaller state_box or a shorter horizon, so that rounding along a plan needs less margin",
-    }
+    learning = "`holdfast train` to learn a better backup" if network is None else "more --backup-updates"
+    remedies = [
+        (late, f"{learning}, a longer horizon (safety.horizon, --horizon; now {horizon}) or a smaller state_box"),
+        (unsafe, f"{learning}, or a state_box closer to what can be stopped"),
+        (rounding, "a smaller state_box or a shorter horizon, so that rounding along a plan needs less margin"),
+    ]
+    box, names = task.state_box, task.system.state_names
+    ranges = ", ".join(f"{name} {low:g}..{high:g}" for name, low, high in zip(names, box.lower, box.upper))
     raise NotUseful(
         f"backup: the {which} certifies {found.mean():.2%} of the safe states outside the base set, so a safeguard would allow "
         f"next to nothing. Of them, {late:.0%} do not arrive in the base set within horizon = {horizon} steps, {unsafe:.0%} "
-        f"become unsafe on the way, {rounding:.0%} arrive without the margins that rounding asks for. "
-        f"Give {remedy[max(remedy)]}"
+        f"become unsafe on the way, {rounding:.0%} arrive without the margins that rounding asks for. The state_box is "
+        f"{ranges}. Give {max(remedies)[1]}; a coordinate that is an angle belongs into `angles`. A run that was begun keeps "
+        "its settings: give a new --out"
     )
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -93,10 +94,70 @@ def print_certificate(certificate: dict[str, Any]) -> None:
     output.print(table)
 
 
+def print_counterexamples(certificate: dict[str, Any], names: tuple[str, ...]) -> None:
+    """What refutes an obligation: the state by its names, and whatever else belongs to it."""
+    for each in certificate["obligations"]:
+        found = each["numbers"].get("counterexample")
+        if found is None:
+            continue
+        state = ", ".join(f"{name} {value:.5g}" for name, value in zip(names, found["state"]))
+        rest = ((word, np.round(value, 5).tolist()) for word, value in found.items() if word != "state")
+        words = "; ".join([f"state {state}", *(f"{word} {value}" for word, value in rest)])
+        output.print(f"counterexample to '{each['name']}': {words}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_margins(certificate: dict[str, Any]) -> None:
+    """How far from each constraint a plan has to stay, which may be more than the safe set has room for."""
+    for each in certificate["obligations"]:
+        for name, (first, middle, last) in each["numbers"].get("path_margins", {}).items():
+            words = f"a plan stays {first:.2g} from '{name}' at its start, {middle:.2g} in its middle, {last:.2g} at its end"
+            output.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_derived(task: Any) -> None:
+    """What was left out of a task of one's own, and what was derived for it."""
+    system, box, safety = task.system, task.state_box, task.safety
+    ranges = (f"{name} {low:.4g}..{high:.4g}" for name, low, high in zip(system.state_names, box.lower, box.upper))
+    rows = {
+        "region (state_box)": ", ".join(ranges),
+        "LQR weights": f"state_cost {tuple(safety.state_cost)}, input_cost {tuple(safety.input_cost)}",
+        "horizon": f"{safety.horizon} steps",
+        "episode": f"{task.episode_steps} steps",
+    }
+    output.print(f"[bold]{escape(task.name)}[/], given or derived:", highlight=False)
+    for name, words in rows.items():
+        output.print(f"  {name}: {words}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_attack(found: dict[str, Any]) -> None:
+    """An attack's counts, adversary by adversary, and whatever else it says."""
+    output.print(
+        f"{found['violations']} violations in {found['steps']:,} attacked steps ({found['plants']:,} plants); "
+        f"{found['certified_steps']:,} held a committed plan",
+        highlight=False,
+    )
+    table = Table(title_justify="left")
+    for heading in ("adversary", "steps", "violations", "held a plan", "worst margin"):
+        table.add_column(heading)
+    for name, each in found["adversaries"].items():
+        worst = min(each["worst_margin"].values())
+        row = (f"{each['steps']:,}", f"{each['violations']:,}", f"{each['certified_steps']:,}", f"{worst:.3g}")
+        table.add_row(name, *row)
+    output.print(table)
+    for name, value in found.items():
+        if name not in ("violations", "steps", "certified_steps", "plants", "adversaries") and value not in (
+            [],
+            {},
+            None,
+        ):
+            output.print(f"  {name}: {value}", highlight=False, markup=False, soft_wrap=True)
+
+
 def print_report(report: Any) -> None:
     """Headline numbers of a report."""
-    table = Table(title=f"{report.task}: {len(report.seeds)} seed(s)", title_justify="left")
+    table = Table(title=f"{report.task}: {len(report.seeds)} seed{'s' * (len(report.seeds) > 1)}", title_justify="left")
     compared = {"published": report.published or {}, "optimal control": report.optimal_control or {}}
+    compared = {word: known for word, known in compared.items() if known}
     for heading in ("metric", "mean", "95 % interval", *compared):
         table.add_column(heading)
     for name, metric in report.metrics.items():

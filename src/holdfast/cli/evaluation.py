@@ -134,7 +134,7 @@ def _figures(trained: Trained, results: EpisodeResults, piece: Any, rows: list[d
         ),
         PageFigure(
             "Distance to the constraints",
-            "Margins over the same episode; negative would be a violation.",
+            "Margins over the episodes that were kept; negative would be a violation. Below, what the safeguard did in them.",
             partial(margin_figure, task, kept),
         ),
         PageFigure(

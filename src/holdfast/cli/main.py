@@ -15,7 +15,18 @@ import tyro
 from holdfast.certify import NotProvable, UnsupportedPrimitive
 from holdfast.cli.build import NotUseful, certify_task, load_task, make_guard, of_seed, require_useful_backup
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.console import ProgressBars, output, print_certificate, print_failure, print_json, print_report
+from holdfast.cli.console import (
+    ProgressBars,
+    output,
+    print_attack,
+    print_certificate,
+    print_counterexamples,
+    print_derived,
+    print_failure,
+    print_json,
+    print_margins,
+    print_report,
+)
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
 from holdfast.cli.own import absolute
 from holdfast.cli.timing import CompileClock
@@ -151,11 +162,11 @@ class Verify:
         certified = certify_task(task, level=level, horizon=horizon, max_seconds=self.max_seconds)
         certificate = certified.certificate.to_json()
         if not self.json:
+            if ".py" in spec:
+                print_derived(task)
             print_certificate(certificate)
-            for each in certificate["obligations"]:
-                if "counterexample" in each["numbers"]:
-                    words = f"counterexample to '{each['name']}': {each['numbers']['counterexample']}"
-                    output.print(words, highlight=False, markup=False, soft_wrap=True)
+            print_margins(certificate)
+            print_counterexamples(certificate, task.system.state_names)
         if not certificate["holds"]:
             still_open = [o for o in certified.certificate.obligations if o.discharge in ("refuted", "not proved")]
             words = ", ".join(f"'{each.name}' is {each.discharge}" for each in still_open)
@@ -232,7 +243,7 @@ class Attack:
             )
         found = result.to_json()
         if not self.json:
-            _print_attack(found)
+            print_attack(found)
         if found["violations"] and not found["outside_certificate"] and isinstance(guard, Safeguard):
             raise Failed("the safeguard was broken", found)
         return found
@@ -375,14 +386,3 @@ def _refuse_other_settings(kept: TrainConfig, asked: TrainConfig) -> None:
             )
     if asked.task != kept.task:
         raise RunError(f"task = {asked.task!r}, but the run to resume is of {kept.task!r}; give another --out")
-
-
-def _print_attack(found: dict[str, Any]) -> None:
-    output.print(
-        f"{found['violations']} violations in {found['steps']:,} attacked steps; "
-        f"{found['certified_steps']:,} held a committed plan",
-        highlight=False,
-    )
-    for name, value in found.items():
-        if name not in ("violations", "steps", "certified_steps"):
-            output.print(f"  {name}: {value}", highlight=False, soft_wrap=True)

@@ -138,7 +138,8 @@ def _refuse_lacking(found: object, spec: str) -> None:
 
 def _line(error: Exception, path: Path) -> str:
     """Where in the file an exception was raised, in words; empty if it was elsewhere."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
     if isinstance(error, SyntaxError):
-        lines.append(error.lineno)
+        return ""  # its own words say it
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return f" (line {lines[-1]})" if lines else ""

@@ -215,6 +215,7 @@ class _Player:
             plans = [shape.points for shape in shapes if isinstance(shape, Polyline) and shape.role == "backup"]
             self.fan.append((t, plans[0] if plans else np.full((1, 2), np.nan)))
         self.fan_lines = [ax.plot([], [], color=self.theme.backup, linewidth=1.1)[0] for _ in range(_FAN)]
+        self.fan_lines[-1].set(label="earlier backup plans", alpha=0.5)
 
     def _spread_fan(self, t: int) -> None:
         past = [points for step, points in self.fan if step < t][-_FAN:]

@@ -166,7 +166,7 @@ def _metrics(report: Report) -> str:
         lines += "</small>" + _strip(metric.get("per_seed") or (), interval, published.get(name), optimal.get(name))
         for words, other in (("published", published.get(name)), ("optimal control", optimal.get(name))):
             if other is not None:
-                lines += f"<small>{words} {number(other)}{_compared(mean, other)}</small>"
+                lines += f"<br><small>{words} {number(other)}{_compared(mean, other)}</small>"
         cards.append(f'<div class="card">{lines}</div>')
     if not cards:
         return ""

@@ -61,8 +61,8 @@ class RunDirectory:
             if not suffix:
                 found = "a run" if (path / "config.json").exists() else "something else"
                 raise RunError(
-                    f"{path} holds {found} already, and nothing is overwritten; choose another directory, ask for a "
-                    "free name (path-2, path-3, ...), or open the run there to resume it"
+                    f"{path} holds {found} already, and nothing is overwritten; give another directory (--out), or "
+                    "resume the run that is there (--resume)"
                 )
             number += 1
             claimed = path.with_name(f"{path.name}-{number}")

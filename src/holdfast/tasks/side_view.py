@@ -40,7 +40,7 @@ def side_view(
     shapes += _robot(states[t])
     shapes += (Circle((float(wanted[0]), float(wanted[2])), 0.06, "reference"),)
     shapes += (Circle((float(states[t, 0]), float(states[t, 2])), 0.07, "body"),)
-    return Scene(shapes, window, ("x (m)", "z (m)"), still=True)
+    return Scene(shapes, window, ("x (m)", "z of the centre (m)"), still=True)
 
 
 def _forbidden(left: float, right: float, limit: float, end: float) -> tuple[Rectangle, Polyline]:
@@ -69,6 +69,10 @@ def quadrotor_from_the_side(
         arm: half the bar's length.
     """
     bar = Polyline(centre + arm * np.stack([-along, along]), "body")
-    hubs = [centre + side * arm * along + 0.25 * arm * up for side in (-1, 1)]
-    left, right = (Polyline(hub + 0.45 * arm * np.stack([-along, along]), "body") for hub in hubs)
-    return bar, left, right
+    rotors = []
+    for side in (-1, 1):
+        end = centre + side * arm * along
+        hub = end + 0.35 * arm * up
+        blades = hub + 0.45 * arm * np.stack([-along, along])
+        rotors.append(Polyline(np.stack([end, hub, *blades]), "body"))
+    return bar, *rotors
