@@ -1,7 +1,7 @@
 """The safeguard's time for each state in a batch, and on one state, against the published layer in the same run.
 
 Three mixes of situations, the same for both: proposals that are all accepted, the trained policy's own mix over its
-evaluation episodes, and proposals that are all rejected and corrected (for each map). Batches of 1024 float32 states,
+evaluation episodes, and proposals that are all rejected and corrected (for each map). Batches of float32 states,
 equal horizon, same backup network; `_published_layer` tells how the layer is written and what its tuned form is. One-state
 latency is taken in a process of its own, on one core with one thread, from numpy arrays in to a numpy action out.
 """
@@ -37,7 +37,7 @@ from holdfast.types import Status
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--batch", type=int, default=None, help="states in a batch, 1024 by default")
+    arguments.add_argument("--batch", type=int, default=None, help="states in a batch; 1024, or 256 of many dimensions")
     arguments.add_argument("--repetitions", type=int, default=None, help="timed calls of each program")
     arguments.add_argument("--calls", type=int, default=None, help="timed calls of the one-state safeguard")
     arguments.add_argument("--skip-gradients", action="store_true", help="forward passes only")
@@ -46,10 +46,12 @@ def main() -> None:
     if arguments.latency_only is not None:
         os.sched_setaffinity(0, {arguments.latency_only})
     quick = arguments.quick
-    repetitions = arguments.repetitions or (8 if quick else 60)
     calls = arguments.calls or (2_000 if quick else 20_000)
     trained = trained_run(arguments)
     task = trained.task
+    # The published layer takes seconds for a batch of ten-dimensional states: fewer of them, and fewer times.
+    small = task.system.state_size <= 4
+    repetitions = arguments.repetitions or (8 if quick else 60 if small else 12)
     guard, target = guard_of(trained), asked(trained.task.name)
     implicit = guard.source.implicit_set
     layer = PublishedLayer(implicit.policy, implicit.safe_set, implicit.horizon)
@@ -64,7 +66,7 @@ def main() -> None:
     corrected = rejected.where(np.asarray(rejected.status) == Status.corrected)
     rate = float(np.mean(np.asarray(seen.status) != Status.accepted))
     training_rate = training_interventions(trained)
-    batch = arguments.batch or (128 if quick else 1024)
+    batch = arguments.batch or (128 if quick else 1024 if small else 256)
     some = round(batch * training_rate)
     mixes = {
         "accepting": [accepted.draw(batch)],
