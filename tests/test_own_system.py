@@ -209,7 +209,12 @@ BAD = {
         ["derivative: saw shape (1,); it must give shape (2,)"],
     ),
     "derivative that raises": ("u[0]])", "u @ x])", 2, ["Cart.derivative: saw", "dot_general"]),
-    "not finite at the equilibrium": ("u[0]])", "u[0] / x[1]])", 2, ["v one step after the equilibrium: saw nan", "it must be finite"]),
+    "not finite at the equilibrium": (
+        "u[0]])",
+        "u[0] / x[1]])",
+        2,
+        ["v one step after the equilibrium: saw nan", "it must be finite"],
+    ),
     "not finite elsewhere": ("u[0]])", "u[0] + 0 * jnp.log(0.9 - x[0])])", 2, ["step: saw", "must be finite"]),
     "equilibrium that is none": (
         "jnp.zeros(2), jnp.zeros(1)",

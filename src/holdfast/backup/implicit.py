@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from holdfast.backup.arrival import flow_until_arrival
+from holdfast.backup.arrival import CHUNK, flow_until_arrival
 from holdfast.backup.flow import Flow, backup_flow
 from holdfast.backup.plan import AcceptanceMargins, Plan
 from holdfast.backup.policy import BackupPolicy
@@ -76,12 +76,21 @@ class ImplicitInvariantSet(eqx.Module):
         ok = jnp.all((slack >= 0) | ~counts) & jnp.all(jnp.isfinite(states) | ~counts)
         ok = ok & jnp.all(jax.vmap(lambda state: self.bounded(state, acceptance))(states) | ~counts[:, 0])
         certified = ok & jnp.any(arrives)
-        # How deep it goes inside after the arrival says nothing, and depends on how far a batch was computed.
-        arrival = jnp.where(jnp.any(arrives), 1.0, jnp.max(base_slack))
+        arrival = jnp.where(jnp.any(arrives), self._arrival_slack(base_slack, nodes, length), jnp.max(base_slack))
         margin = jnp.minimum(jnp.min(jnp.where(counts, slack, jnp.inf)), arrival)
         # A margin is a number to look at and to search a root of; a flow that broke has none.
         margin = jnp.where(jnp.isfinite(margin) & (certified | (margin < 0)), margin, -jnp.inf)
         return Plan(actions, length, jnp.zeros_like(length), margin, certified, x)
+
+    def _arrival_slack(self, base_slack, nodes, length) -> Float[Array, ""]:
+        """How well a flow arrives, shape []: 1 where there was time to spare, else how deep it still goes inside.
+
+        A root search wants the latter, smooth where an arrival is about to come too late. It looks no further than to the
+        end of the chunk in which the flow arrives, so that it does not depend on how far a batch was computed.
+        """
+        last = -(-length // CHUNK) * CHUNK
+        seen = jnp.where((nodes >= length) & (nodes <= last), base_slack, -jnp.inf)
+        return jnp.where(length > self.horizon - CHUNK, jnp.max(seen), 1.0)
 
     def bounded(self, state: Float[Array, " n"], acceptance: AcceptanceMargins | None) -> Bool[Array, ""]:
         """Whether the acceptance margins were derived for this state: in their region, and on the system's manifold."""

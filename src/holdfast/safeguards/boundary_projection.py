@@ -36,7 +36,8 @@ class BoundaryProjection(Map):
     def segments(self, actions, u, margin):
         rounds = 1 if actions.source.exact else self.repeats
         v = jax.lax.fori_loop(0, rounds, lambda _, v: self._project(actions, u, v)[0], u)
-        return Segments(actions.known_safe[None], v[None], jnp.full((1,), jnp.nan, u.dtype))
+        unknown = jnp.full((1,), jnp.nan, u.dtype)
+        return Segments(actions.known_safe[None], v[None], unknown, actions.known_margin[None])
 
     def _project(self, actions, u, at, local=None):
         """The projection of u onto the margins linearised at an action, its rows [k] and their multipliers [k].

@@ -18,11 +18,13 @@ class Segments(eqx.Module):
         base: where each line starts, shape [K, m].
         target: where each line ends, shape [K, m].
         target_margin: margin at the target where it is known to be unsafe, NaN where it is to be evaluated, shape [K].
+        base_margin: margin at the base where a commitment vouches for it, NaN where it is to be evaluated, shape [K].
     """
 
     base: Float[Array, "K m"]
     target: Float[Array, "K m"]
     target_margin: Float[Array, " K"]
+    base_margin: Float[Array, " K"]
 
 
 class LocalRows(eqx.Module):

@@ -19,7 +19,7 @@ class PerInput(Map):
         m = u.shape[0]
         target = jnp.broadcast_to(u, (m, m))
         base = jnp.where(jnp.eye(m, dtype=bool), actions.known_safe[None], u[None])
-        return Segments(base, target, jnp.broadcast_to(margin, (m,)))
+        return Segments(base, target, jnp.broadcast_to(margin, (m,)), jnp.full((m,), jnp.nan, margin.dtype))
 
     def adjoint(self, actions, local, u, action, index, length, cotangent):
         moved = jnp.arange(u.shape[0]) == index

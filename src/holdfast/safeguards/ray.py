@@ -17,7 +17,7 @@ class Ray(Map):
         return 1
 
     def segments(self, actions, u, margin):
-        return Segments(actions.known_safe[None], u[None], margin[None])
+        return Segments(actions.known_safe[None], u[None], margin[None], actions.known_margin[None])
 
     def adjoint(self, actions, local, u, action, index, length, cotangent):
         ones = jnp.ones_like(u)

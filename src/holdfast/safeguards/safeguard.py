@@ -40,7 +40,7 @@ class Safeguard(eqx.Module):
     source: Source
     maps: tuple[Map, ...]
     gradient: GradientMode = eqx.field(static=True, default="exact")
-    evaluations: int = eqx.field(static=True, default=5)
+    evaluations: int = eqx.field(static=True, default=4)
     resolution: float = eqx.field(static=True, default=1e-3)
 
     def __check_init__(self):
@@ -151,11 +151,14 @@ def _correct(operands):
     safeguard, x, proposal, known_safe, margin, certified, kept = operands
     source, maps = safeguard.source, safeguard.maps
     half = jnp.asarray(source.input_box.half_widths, proposal.dtype)
-    actions = SafeActionSet(source, x, known_safe)
+    # Its own check would tell nothing new: where nothing better is found, it is replayed.
+    known_margin = jnp.where(certified & jnp.isfinite(kept.margin), kept.margin.astype(margin.dtype), jnp.nan)
+    actions = SafeActionSet(source, x, known_safe, known_margin)
     segments = [each.segments(actions, proposal, margin) for each in maps]
     if not any(each.from_known_safe for each in maps):
         # The known safe action itself: where nothing is promised yet, a promise may start with it.
-        segments.append(Segments(known_safe[None], known_safe[None], jnp.full((1,), jnp.nan, margin.dtype)))
+        unknown = jnp.full((1,), jnp.nan, margin.dtype)
+        segments.append(Segments(known_safe[None], known_safe[None], unknown, unknown))
     segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
     found = furthest_safe(source, x, segments, kept, safeguard.evaluations, safeguard.resolution)
     distance = jnp.sum(((found.action - proposal[None]) / half[None]) ** 2, axis=1)
@@ -215,7 +218,7 @@ def _pull_back(operands):
     """Cotangents of x and of the proposal: the maps' adjoints in turn, then one reverse pass of the margins."""
     safeguard, state, x, proposal, decision, cotangent = operands
     source, action, known_safe = safeguard.source, decision.action, decision.known_safe
-    actions = SafeActionSet(source, x, known_safe)
+    actions = SafeActionSet(source, x, known_safe, jnp.full((), jnp.nan, action.dtype))
     curved = any(each.curved for each in safeguard.maps)
     local = look_around(actions.rows, action, curved)
     chosen, start = [], 0

@@ -50,8 +50,9 @@ def furthest_safe(
 ) -> Found:
     """Searches K segments at once, `evaluations` checks a line at most.
 
-    First the target, unless it is known to be unsafe; then the base; then regula falsi with the Illinois rule on the
-    margin, bisection where a margin is -inf, until the bracket is shorter than `resolution` of the segment. Every
+    First the target, unless it is known to be unsafe; then the base, unless a commitment vouches for it; then regula falsi
+    with the Illinois rule on the margin, bisection where a margin is -inf, until the bracket is shorter than `resolution` of
+    the segment. Every
     evaluation is the source's exact check of the very action that may be returned, so nothing has to be verified
     afterwards. A base that fails its check does not end the search: the known safe action often sits on the acceptance
     boundary, where rounding decides, with safe actions beside it.
@@ -103,13 +104,13 @@ def furthest_safe(
         )
         return jax.tree.map(lambda a, b: jnp.where(undecided(line), a, b), new, line)
 
-    def start(base, target_margin) -> _Line:
+    def start(base, target_margin, base_margin) -> _Line:
         nought, one = jnp.zeros((), base.dtype), jnp.ones((), base.dtype)
-        unknown = jnp.full((), jnp.nan, base.dtype)
         zero = jnp.zeros((), jnp.int32)
-        return _Line(nought, one, unknown, target_margin.astype(base.dtype), zero, base, like, jnp.asarray(False))
+        margins = base_margin.astype(base.dtype), target_margin.astype(base.dtype)
+        return _Line(nought, one, *margins, zero, base, like, jnp.asarray(False))
 
-    lines = jax.vmap(start)(segments.base, segments.target_margin)
+    lines = jax.vmap(start)(segments.base, segments.target_margin, segments.base_margin)
     _, lines = jax.lax.while_loop(
         lambda carry: (carry[0] < evaluations) & jnp.any(jax.vmap(undecided)(carry[1])),
         lambda carry: (carry[0] + 1, jax.vmap(look)(carry[1], segments.base, segments.target)),

@@ -77,11 +77,13 @@ class SafeActionSet(eqx.Module):
         source: where they come from.
         x: the state, shape [n].
         known_safe: an action that keeps the present commitment, shape [m].
+        known_margin: its margin as the commitment has it; NaN where nothing is promised, shape [].
     """
 
     source: Source
     x: Float[Array, " n"]
     known_safe: Float[Array, " m"]
+    known_margin: Float[Array, ""]
 
     def contains(self, u: Float[Array, " m"]) -> Bool[Array, ""]:
         """The exact test of one action."""
