@@ -40,8 +40,7 @@ def table() -> str:
             rows += _rows(name, write, task)
     for name, write in LANE_KEEPING.items():
         rows += _rows(name, write, "lane-keeping")
-    for name in ("training_time", "attack"):
-        rows += _rows(name, PER_TASK[name], "rigid-eight")
+    rows += _rows("attack", _attack, "rigid-eight")
     for name, write in OF_ALL.items():
         rows += _rows(name, write, None)
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
