@@ -15,7 +15,8 @@ BENCHMARKS = (
     *((name, ("--task", task)) for task in TASKS for name in EVERY_TASK),
     ("committed_plan", ("--task", "lane-keeping")),
     ("correction_size", ("--task", "lane-keeping")),
-    ("scaling", ()),
+    ("attack", ("--task", "rigid-eight")),
+    *((name, ()) for name in ("proofs", "examples", "scaling")),
 )
 """(module, arguments)."""
 
