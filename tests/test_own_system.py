@@ -181,7 +181,7 @@ REWARD = GOOD[GOOD.index("\n    def reward") :]
 # What is wrong: (replaced, by what, exit code, words of the message).
 BAD = {
     "does not import": ("import jax.numpy as jnp", "import no_such_module", 2, ["no_such_module", "(line 1)"]),
-    "syntax": ("class Cart(", "class Cart((", 2, ["does not import: SyntaxError", "(line"]),
+    "syntax": ("class Cart(", "class Cart((", 2, ["does not import: SyntaxError", "line"]),
     "fails while importing": (
         "dt, input_box = 0.1,",
         "dt, input_box = DT,",
