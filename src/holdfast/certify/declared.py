@@ -22,6 +22,8 @@ _SAMPLES = 2000
 _NEAR = 3.0
 #: Two ways of computing one number in float64 differ by rounding only, relative to its size.
 _TOLERANCE = 1e-8
+#: What intervals leave of a difference that is zero in exact arithmetic, in the margins' units.
+_EXACT = 1e-12
 
 
 def declared_obligations(base: BaseSet, state_box: Box) -> list[Obligation]:
@@ -80,7 +82,7 @@ def _never_differ(difference: Callable, system: System, region: Box) -> bool:
         return False
     away = np.maximum(cells.hi - middle, middle - cells.lo)
     bound = at_middle.magnitude + (slopes.magnitude * away).sum(-2) + jump
-    return bool(np.all(bound <= _TOLERANCE))
+    return bool(np.all(bound * (1 + 1e-12) <= _EXACT))
 
 
 def angle_obligations(base: BaseSet, safe_set: Set, state_box: Box) -> list[Obligation]:

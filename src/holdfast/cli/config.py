@@ -96,7 +96,7 @@ class TrainConfig:
         Raises:
             ValueError: if `task.training` has a name that is no setting, or a value that is none.
         """
-        settings = [name for name in SettledConfig.__annotations__]
+        settings = list(SettledConfig.__annotations__)
         unknown = sorted(set(task.training) - set(settings))
         if unknown:
             raise ValueError(

@@ -43,7 +43,7 @@ _TEXT = {
         "Look for a diverged policy, a normalisation by zero, or an unscaled observation.",
     ),
     Status.bad_state: (
-        "The measured state held NaN or infinity; the committed plan was replayed blindly, which is safe until it ends.",
+        "The measured state held NaN or infinity; the committed plan was replayed blindly, after its arrival by the model.",
         "Look at the sensor, the estimator or the simulator: the safeguard cannot certify what it cannot see.",
     ),
     Status.uncertified: (
