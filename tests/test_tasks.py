@@ -134,7 +134,7 @@ def test_a_rollout_is_true_to_the_plant(driven):
 
 def test_a_violation_is_counted_and_a_diverged_state_is_reported():
     episode = reset(TASK, UNGUARDED, jax.random.key(0))
-    outside = type(episode)(jnp.array([1.79, 12.0, 1.0]), episode.t, (), ())
+    outside = type(episode)(jnp.array([1.79, 12.0, 1.0]), episode.t, (), (), episode.key)
     _, seen = step(TASK, UNGUARDED, outside, jnp.zeros(2))
     assert seen.cost == 1.0 and jnp.min(seen.margin) < 0
     _, seen = step(TASK, UNGUARDED, outside, jnp.full(2, jnp.nan))

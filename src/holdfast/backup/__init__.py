@@ -5,6 +5,7 @@ from holdfast.backup.flow import Flow, backup_flow
 from holdfast.backup.implicit import ImplicitInvariantSet
 from holdfast.backup.plan import AcceptanceMargins, Plan
 from holdfast.backup.policy import BackupNetwork, BackupPolicy
+from holdfast.backup.robust import InvariantSet
 
 __all__ = [
     "AcceptanceMargins",
@@ -14,6 +15,7 @@ __all__ = [
     "BaseSet",
     "Flow",
     "ImplicitInvariantSet",
+    "InvariantSet",
     "Plan",
     "backup_flow",
     "design_base_controller",

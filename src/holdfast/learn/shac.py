@@ -12,7 +12,7 @@ from holdfast.learn.advantage import td_lambda
 from holdfast.learn.networks import Network, TanhGaussian
 from holdfast.learn.normalisation import NormalisedPolicy, RunningNormaliser
 from holdfast.learn.optimise import adam, descend, limit_cotangent, start, value_and_gradient
-from holdfast.tasks import Episode, Task, reset, step
+from holdfast.tasks import Episode, Task, plant_step, reset, step
 from holdfast.types import Guard, Status
 
 Placement = Literal["policy", "environment"]
@@ -219,7 +219,7 @@ class ShacTrainer(eqx.Module):
             if settings.placement == "environment":
                 # The learner's derivative passes the guard by; the plant got what the guard applied.
                 applied = _passing_by(proposed, seen.applied)
-                x_next = task.system.step(seen.x, applied)
+                x_next = plant_step(task, seen.x, applied, seen.disturbance)
                 reward = task.reward(seen.x, applied, x_next, episode.t, episode.context)
                 margin = task.safe_set.margin(x_next)
                 cost = 1.0 - jnp.all(margin >= 0).astype(x_next.dtype)
@@ -309,7 +309,8 @@ class ShacTrainer(eqx.Module):
         if practice == 0:
             return episode
         x, t = task.sample_practice(where_key)
-        trial = Episode(x.astype(episode.x.dtype), t, episode.context, guard.init(x.astype(episode.x.dtype)))
+        x = x.astype(episode.x.dtype)
+        trial = Episode(x, t, episode.context, guard.init(x), episode.key)
         chosen = jax.random.bernoulli(whether_key, practice) & _certified(trial.guard)
         return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), trial, episode)
 

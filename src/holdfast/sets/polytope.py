@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from holdfast.sets.base import Set
+from holdfast.sets.base import LocallyConvex
 
 
-class Polytope(Set):
+class Polytope(LocallyConvex):
     """{x : A x <= b}, with margins b - A x, one a row.
 
     Attributes:
@@ -33,3 +33,6 @@ class Polytope(Set):
 
     def margin(self, x: Float[Array, " n"]) -> Float[Array, " p"]:
         return jnp.asarray(self.offsets, x.dtype) - jnp.asarray(self.normals, x.dtype) @ x
+
+    def piece(self, x: Float[Array, " n"]) -> tuple[Float[Array, "p n"], Float[Array, " p"]]:
+        return jnp.asarray(self.normals, x.dtype), jnp.asarray(self.offsets, x.dtype)

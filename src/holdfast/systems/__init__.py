@@ -4,6 +4,7 @@ from holdfast.systems.angles import wrap
 from holdfast.systems.base import ContinuousSystem, System
 from holdfast.systems.cart_pole import CartPole
 from holdfast.systems.double_integrator import DoubleIntegrator
+from holdfast.systems.feedback import ClippedFeedback
 from holdfast.systems.linearise import linearise
 from holdfast.systems.pendulum import Pendulum
 from holdfast.systems.planar_quadrotor import PlanarQuadrotor
@@ -15,6 +16,7 @@ from holdfast.systems.unicycle import Unicycle
 __all__ = [
     "MANIFOLD_TOLERANCE",
     "CartPole",
+    "ClippedFeedback",
     "ContinuousSystem",
     "DoubleIntegrator",
     "Pendulum",

@@ -5,7 +5,7 @@ What a file with a task of one's own needs from `sets` and `systems` is here too
 
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import ContinuousSystem, System
-from holdfast.tasks.base import SafetySettings, Task
+from holdfast.tasks.base import RobustSafety, SafetySettings, Task
 from holdfast.tasks.cart_pole import CartPoleTrack
 from holdfast.tasks.double_integrator import DoubleIntegratorRoom
 from holdfast.tasks.lane_keeping import LaneKeeping
@@ -13,24 +13,27 @@ from holdfast.tasks.pendulum import PendulumSwing
 from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
-from holdfast.tasks.rollout import Episode, reset, rollout, step
+from holdfast.tasks.rollout import Disturb, Episode, plant_step, reset, rollout, step
 
 __all__ = [
     "Box",
     "CartPoleTrack",
     "ContinuousSystem",
+    "Disturb",
     "DoubleIntegratorRoom",
     "Episode",
     "LaneKeeping",
     "PendulumSwing",
     "PlanarQuadrotorRoom",
     "PowerLoop",
+    "RobustSafety",
     "SafetySettings",
     "SuperlevelSet",
     "System",
     "Task",
     "UnknownTask",
     "make_task",
+    "plant_step",
     "reset",
     "rollout",
     "step",

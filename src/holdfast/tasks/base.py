@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from holdfast.sets import Box, SuperlevelSet
+from holdfast.sets import Box, LocallyConvex, SuperlevelSet
 from holdfast.systems import System
 from holdfast.tasks.scene import Scene
 
@@ -31,6 +32,21 @@ class SafetySettings(eqx.Module):
     level: float | None = eqx.field(static=True, default=None)
 
 
+class RobustSafety(eqx.Module):
+    """A robust control invariant set that comes with a task instead of a backup: whatever the disturbance, the controller
+    keeps a state of the region in it. What is given here is a claim; `holdfast verify` proves it or refutes it.
+
+    Attributes:
+        region: the set, in coordinates of the state.
+        controller: x [n] -> u [m], admissible for any x: what is applied where nothing else is known to be safe.
+        proof: what the certificate says of regions that are not polytopes: by what argument they are invariant.
+    """
+
+    region: LocallyConvex
+    controller: Callable[[Float[Array, " n"]], Float[Array, " m"]]
+    proof: str = eqx.field(static=True, default="")
+
+
 class Task(eqx.Module):
     """A system, the set it must stay in, and what is asked of it. Task state is (x, t, context).
 
@@ -45,7 +61,7 @@ class Task(eqx.Module):
             leaves it is not accepted. States for training the backup and for measuring coverage are drawn from it, too,
             unless `sample_state` says otherwise.
         start_box: errors of the starts, a `Box` with e numbers, unless `sample_start` says otherwise.
-        safety: settings of base controller and backup horizon.
+        safety: settings of base controller and backup horizon, or a robust control invariant set.
         name: as on the command line.
         episode_steps: length of an episode.
         finite: whether the task is over then (a termination: a manoeuvre that was flown), rather than merely watched no
@@ -90,6 +106,12 @@ class Task(eqx.Module):
     def sample_context(self, key: Key[Array, ""]) -> Any:
         """What stays fixed within an episode (a recorded series, obstacles); nothing by default."""
         return ()
+
+    def disturbance(self, key: Key[Array, ""], t: Int[Array, ""], context: Any) -> Float[Array, " d"]:
+        """What disturbs the step at time t, shape [d]: uniform over the system's disturbance box by default, d = 0 without
+        one. Override for recorded data; a safeguard answers for any sequence in the box."""
+        box = self.system.disturbance_box
+        return jnp.zeros(0) if box is None else box.clip(box.sample(key))
 
     def reference(self, t: Int[Array, ""], context: Any) -> Float[Array, " n"]:
         """The state asked for at time step t, shape [n]; the equilibrium by default. It need not be safe."""

@@ -13,12 +13,17 @@ from holdfast.types import Guard, Transition
 
 
 class Episode(eqx.Module):
-    """Where an episode stands: state x [n], time step t, context, and the guard's own state."""
+    """Where an episode stands: state x [n], time step t, context, the guard's own state, and the key of its disturbances."""
 
     x: Float[Array, " n"]
     t: Int[Array, ""]
     context: Any
     guard: Any
+    key: Key[Array, ""]
+
+
+Disturb = Callable[[Key[Array, ""], Float[Array, " n"], Float[Array, " m"], Int[Array, ""], Any], Float[Array, " d"]]
+"""(key, x, applied action, t, context) -> w: an adversary in place of `Task.disturbance`."""
 
 
 def reset(task: Task, guard: Guard, key: Key[Array, ""], dtype=None) -> Episode:
@@ -26,14 +31,21 @@ def reset(task: Task, guard: Guard, key: Key[Array, ""], dtype=None) -> Episode:
     start, context = jax.random.split(key)
     x = task.sample_start(start)
     x = x if dtype is None else x.astype(dtype)
-    return Episode(x, jnp.zeros((), jnp.int32), task.sample_context(context), guard.init(x))
+    noise = jax.random.fold_in(key, 2)
+    return Episode(x, jnp.zeros((), jnp.int32), task.sample_context(context), guard.init(x), noise)
 
 
-def step(task: Task, guard: Guard, episode: Episode, u: Float[Array, " m"]) -> tuple[Episode, Transition]:
-    """One step with the proposed action u [m]. The transition is true to the plant; nothing is reset here."""
+def step(
+    task: Task, guard: Guard, episode: Episode, u: Float[Array, " m"], disturb: Disturb | None = None
+) -> tuple[Episode, Transition]:
+    """One step with the proposed action u [m]. The transition is true to the plant; nothing is reset here.
+
+    `disturb` chooses the disturbance in place of the task; what it chooses is clipped to the system's box.
+    """
     answer, guard_state = guard.step(episode.guard, episode.x, u)
     x, t, context = episode.x, episode.t, episode.context
-    x_next = task.system.step(x, answer.action)
+    w = _disturbance(task, episode, answer.action, disturb)
+    x_next = plant_step(task, x, answer.action, w)
     margin = task.safe_set.margin(x_next)
     over = t + 1 >= task.episode_steps
     transition = Transition(
@@ -50,8 +62,22 @@ def step(task: Task, guard: Guard, episode: Episode, u: Float[Array, " m"]) -> t
         terminated=over & task.finite,
         truncated=over & (not task.finite),
         diverged=~jnp.all(jnp.isfinite(x_next)),
+        disturbance=w,
     )
-    return Episode(x_next, t + 1, context, guard_state), transition
+    return Episode(x_next, t + 1, context, guard_state, episode.key), transition
+
+
+def plant_step(task: Task, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"]) -> Float[Array, " n"]:
+    """The system's step under the disturbance w, shape [n]; its undisturbed step where d = 0."""
+    return task.system.step(x, u, w) if w.shape[0] else task.system.step(x, u)
+
+
+def _disturbance(task: Task, episode: Episode, u: Float[Array, " m"], disturb: Disturb | None) -> Float[Array, " d"]:
+    key = jax.random.fold_in(episode.key, episode.t)
+    if disturb is None or task.system.disturbance_box is None:
+        return task.disturbance(key, episode.t, episode.context).astype(episode.x.dtype)
+    w = disturb(key, episode.x, u, episode.t, episode.context)
+    return task.system.disturbance_box.clip(w.astype(episode.x.dtype))
 
 
 def rollout(
@@ -60,10 +86,11 @@ def rollout(
     policy: Callable[[Float[Array, " o"]], Float[Array, " m"]],
     episode: Episode,
     steps: int,
+    disturb: Disturb | None = None,
 ) -> tuple[Episode, Transition]:
     """`steps` steps of a deterministic policy; transitions stacked along a leading axis [steps]."""
 
     def advance(episode, _):
-        return step(task, guard, episode, policy(task.observe(episode.x, episode.t, episode.context)))
+        return step(task, guard, episode, policy(task.observe(episode.x, episode.t, episode.context)), disturb)
 
     return jax.lax.scan(advance, episode, None, length=steps)

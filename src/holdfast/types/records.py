@@ -34,6 +34,7 @@ class Transition(eqx.Module):
         terminated: the task ended by its own rule.
         truncated: the time limit was reached; the value of the successor still counts.
         diverged: the successor is not finite. Reported, never replaced.
+        disturbance: what disturbed the step, shape [d]; d = 0 where the model is undisturbed.
     """
 
     x: Float[Array, " n"]
@@ -49,3 +50,4 @@ class Transition(eqx.Module):
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]
     diverged: Bool[Array, ""]
+    disturbance: Float[Array, " d"]
