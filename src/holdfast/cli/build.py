@@ -1,18 +1,22 @@
 """From a task's plain settings to its certified base set, its safeguard and its trainers."""
 
+import math
+from dataclasses import fields
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from holdfast.backup import BackupNetwork, BackupPolicy, ImplicitInvariantSet
-from holdfast.certify import CertifiedBaseSet, certify_base_set
+from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet, certify_base_set
 from holdfast.cli.config import SettledConfig
 from holdfast.cli.own import load_own
-from holdfast.learn import SafeArrivalSettings, SafeArrivalTrainer, ShacSettings, ShacTrainer
+from holdfast.cli.robust import certify_robust_task
+from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
 from holdfast.runs import physics_hash
-from holdfast.safeguards import MAPS, BackupSource, Safeguard
-from holdfast.tasks import Task, make_task
+from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, Safeguard
+from holdfast.tasks import RobustSafety, Task, make_task
 from holdfast.types import Guard, Unguarded
 
 #: States on which a backup is looked at, and the share of those outside the base set that it has to certify.
@@ -33,23 +37,41 @@ def physics_of(task: Task) -> str:
     system = task.system
     x = jax.ShapeDtypeStruct((system.state_size,), jnp.float64)
     u = jax.ShapeDtypeStruct((system.input_size,), jnp.float64)
-    functions = {
-        "step": (system.step, (x, u)),
-        "error": (system.error, (x,)),
-        "margin": (task.safe_set.margin, (x,)),
-    }
+    functions = {"step": (system.step, (x, u)), "margin": (task.safe_set.margin, (x,))}
+    boxes = [system.input_box, task.state_box]
+    if isinstance(task.safety, RobustSafety):
+        noise = system.disturbance_box
+        functions |= {"piece": (task.safety.region.piece, (x,)), "controller": (task.safety.controller, (x,))}
+        if noise is not None:
+            functions["step"] = (system.step, (x, u, jax.ShapeDtypeStruct((noise.dimension,), jnp.float64)))
+            boxes.append(noise)
+        return physics_hash(functions, [[box.lower, box.upper] for box in boxes])
+    functions["error"] = (system.error, (x,))
     e = jax.eval_shape(system.error, x)
     functions |= {"lift": (system.lift, (e,)), "error_step": (system.error_step, (e, u))}
-    boxes = [[box.lower, box.upper] for box in (system.input_box, task.state_box)]
     safety = [np.asarray(task.safety.state_cost), np.asarray(task.safety.input_cost), task.safety.horizon]
-    constants = [boxes, safety, [np.asarray(v) for v in system.equilibrium()]]
+    bounds = [[box.lower, box.upper] for box in boxes]
+    constants = [bounds, safety, [np.asarray(v) for v in system.equilibrium()]]
     return physics_hash(functions, [*constants, list(system.angles)] if system.angles else constants)
 
 
-def certify_task(
-    task: Task, *, level: float | None, horizon: int | None, max_seconds: float = 60.0
-) -> CertifiedBaseSet:
-    """The certified base set of a task; raises as `certify_base_set` does."""
+Certified = CertifiedBaseSet | CertifiedInvariantSet
+
+
+def certify_task(task: Task, *, level: float | None, horizon: int | None, max_seconds: float = 60.0) -> Certified:
+    """The certified base set of a task, or its certified robust control invariant set.
+
+    Raises:
+        ValueError: if a level or a horizon is asked of an invariant set, which has none.
+        NotProvable and others: as `certify_base_set` and `certify_robust_task` do.
+    """
+    if isinstance(task.safety, RobustSafety):
+        for name, value in (("level", level), ("horizon", horizon)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} = {value}; {task.name} is kept by a robust control invariant set, which has none: leave it out"
+                )
+        return certify_robust_task(task, physics=physics_of(task), max_seconds=max_seconds)
     return certify_base_set(
         task.system,
         task.safe_set,
@@ -125,37 +147,33 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
 
 
 def make_guard(
-    task: Task, certified: CertifiedBaseSet, network: BackupNetwork | None, config: SettledConfig
+    task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig
 ) -> Safeguard | Unguarded:
     """The safeguard that the config asks for."""
     if config.safeguard == "none":
         box = task.system.input_box
         return Unguarded(box.lower, box.upper)
+    if isinstance(certified, CertifiedInvariantSet):
+        source = InvariantSource(certified.invariant, certified.acceptance)
+    else:
+        implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
+        source = BackupSource(implicit, certified.acceptance)
+    if config.safeguard in MASKS:
+        mask = MASKS[config.safeguard](config.centre)
+        return Safeguard(source, (MAPS["ray"](),), config.gradient, mask=mask)
     names = list(MAPS) if config.safeguard == "all" else [config.safeguard]
-    implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
-    source = BackupSource(implicit, certified.acceptance)
     return Safeguard(source, tuple(MAPS[name]() for name in names), config.gradient)
 
 
-def policy_trainer(task: Task, guard: Guard, config: SettledConfig) -> ShacTrainer:
-    """Phase 2."""
-    settings = ShacSettings(
-        updates=config.updates,
-        environments=config.environments,
-        window=config.window,
-        discount=config.discount,
-        actor_rate=config.actor_rate,
-        critic_steps=config.critic_steps,
-        initial_std=config.initial_std,
-        intervention_penalty=config.intervention_penalty,
-        margin_penalty=config.margin_penalty,
-        restart=config.restart,
-        practice=config.practice,
-        lost=config.lost,
-        gradient_limit=config.gradient_limit,
-        placement=config.placement,
-    )
-    return ShacTrainer(task, guard, settings)
+def policy_trainer(task: Task, guard: Guard, config: SettledConfig):
+    """Phase 2: the algorithm's trainer, with every setting of it that the config has."""
+    kind, settings = ALGORITHMS[config.algorithm]
+    given = {each.name: getattr(config, each.name) for each in fields(settings) if hasattr(config, each.name)}
+    trainer = kind(task, guard, settings(**given))
+    if config.steps is None:
+        return trainer
+    given["updates"] = math.ceil(config.steps / trainer.steps_per_update)
+    return kind(task, guard, settings(**given))
 
 
 def of_seed(tree, index: int):

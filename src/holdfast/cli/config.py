@@ -1,14 +1,21 @@
 """What a training run is asked to do."""
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from holdfast.tasks import Task
 
-SafeguardName = Literal["all", "ray", "boundary_projection", "per_input", "none"]
+SafeguardName = Literal["all", "ray", "boundary_projection", "per_input", "ray_mask", "hyperbolic_ray_mask", "none"]
+Centre = Literal["backup", "chebyshev", "chord", "zonotope"]
+Algorithm = Literal["shac", "ppo", "sac"]
 GradientMode = Literal["exact", "straight_through", "stopped"]
+
+#: What other algorithms need other numbers for.
+_TUNED_FOR_SHAC = ("updates", "environments", "window", "actor_rate", "critic_steps", "initial_std", "gradient_limit")
+#: Where an algorithm's defaults are not SHAC's.
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {"shac": {}, "ppo": {}, "sac": {}}
 
 
 @dataclass(frozen=True)
@@ -19,8 +26,9 @@ class TrainConfig:
     Attributes:
         task: a task's name, or FILE.py:NAME for one of your own.
         algorithm: how the policy is learned.
-        safeguard: which maps correct rejected actions ("all": the nearest of every map's candidates; "none": no
-            safeguard, for comparison).
+        safeguard: which maps correct rejected actions ("all": the nearest of every map's candidates), or which mask
+            deforms every action ("ray_mask", "hyperbolic_ray_mask"); "none": no safeguard, for comparison.
+        centre: the safe action from which a mask's rays start.
         gradient: derivative of a corrected action.
         placement: the safeguard sits in the policy (learning differentiates through it) or in the environment.
         seed: first seed.
@@ -28,9 +36,10 @@ class TrainConfig:
         level: level of the base set; the largest that can be proved if not given.
         horizon: steps of the backup flow; the task's own if not given.
         backup_updates: gradient steps of phase 1.
-        updates: gradient steps of phase 2.
+        updates: updates of phase 2.
+        steps: environment steps of phase 2, in place of `updates`; rounded up to whole updates.
         environments: episodes side by side.
-        window: steps differentiated through.
+        window: steps of every episode that an update sees: SHAC differentiates through them, PPO collects them.
         discount: of rewards.
         actor_rate: peak learning rate of the policy.
         critic_steps: critic updates for each update of the policy.
@@ -45,8 +54,11 @@ class TrainConfig:
     """
 
     task: tyro.conf.Positional[str]
-    algorithm: Literal["shac"] = "shac"
-    safeguard: Literal["task", "all", "ray", "boundary_projection", "per_input", "none"] = "task"
+    algorithm: Algorithm = "shac"
+    safeguard: Literal[
+        "task", "all", "ray", "boundary_projection", "per_input", "ray_mask", "hyperbolic_ray_mask", "none"
+    ] = "task"
+    centre: Literal["task", "backup", "chebyshev", "chord", "zonotope"] = "task"
     gradient: Literal["task", "exact", "straight_through", "stopped"] = "task"
     placement: Literal["policy", "environment"] = "policy"
     seed: int = 0
@@ -55,6 +67,7 @@ class TrainConfig:
     horizon: int | None = None
     backup_updates: int | None = None
     updates: int | None = None
+    steps: float | None = None
     environments: int | None = None
     window: int | None = None
     discount: float | None = None
@@ -73,7 +86,7 @@ class TrainConfig:
         for name in ("seeds", "backup_updates", "updates", "environments", "window", "critic_steps", "episodes"):
             self._require(name, lambda value: value >= 1, "give a whole number >= 1")
         self._require("discount", lambda value: 0 < value < 1, "give a number between 0 and 1")
-        for name in ("actor_rate", "initial_std", "lost", "gradient_limit"):
+        for name in ("actor_rate", "initial_std", "lost", "gradient_limit", "steps"):
             self._require(name, lambda value: value > 0, "give a number > 0")
         for name in ("intervention_penalty", "margin_penalty", "restart"):
             self._require(name, lambda value: value >= 0, "give a number >= 0")
@@ -91,19 +104,27 @@ class TrainConfig:
             raise ValueError(f"{name} = {value}; {remedy}")
 
     def for_task(self, task: Task) -> "SettledConfig":
-        """The same with what was not given filled in: from `task.training`, else the library's default.
+        """The same with what was not given filled in: from `task.training`, else the algorithm's and the library's defaults.
+
+        `task.training` holds settings of SHAC and settings that mean the same whatever the algorithm; what it holds under
+        "ppo" or "sac" is for those alone.
 
         Raises:
             ValueError: if `task.training` has a name that is no setting, or a value that is none.
         """
         settings = list(SettledConfig.__annotations__)
-        unknown = sorted(set(task.training) - set(settings))
+        shared = {name: value for name, value in task.training.items() if name not in ALGORITHM_DEFAULTS}
+        own = dict(task.training.get(self.algorithm, {}))
+        unknown = sorted((set(shared) | set(own)) - set(settings))
         if unknown:
             raise ValueError(
                 f"{type(task).__name__}.training has {', '.join(map(repr, unknown))}; the settings are: {', '.join(settings)}"
             )
+        if self.algorithm != "shac":
+            shared = {name: value for name, value in shared.items() if name not in _TUNED_FOR_SHAC}
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return SettledConfig(**task.training | {name: v for name, v in given.items() if v not in (None, "task")})
+        given = {name: value for name, value in given.items() if value not in (None, "task")}
+        return SettledConfig(**ALGORITHM_DEFAULTS[self.algorithm] | shared | own | given)
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,7 @@ class SettledConfig(TrainConfig):
     """Settings with nothing left open; the defaults here are the library's, for tasks without settings of their own."""
 
     safeguard: SafeguardName = "ray"
+    centre: Centre = "backup"
     gradient: GradientMode = "exact"
     backup_updates: int = 300
     updates: int = 600

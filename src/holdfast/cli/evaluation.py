@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.certify import Obligation
+from holdfast.certify import CertifiedInvariantSet, Obligation
 from holdfast.cli.build import implicit_set, make_guard, of_seed
+from holdfast.cli.config import SettledConfig
 from holdfast.cli.timing import CompileClock, Stopwatch
 from holdfast.cli.training import Trained, training_safety
 from holdfast.evaluate import (
@@ -29,10 +30,19 @@ from holdfast.plots import (
     write_report_page,
 )
 from holdfast.runs import RunDirectory
-from holdfast.safeguards import Safeguard
+from holdfast.safeguards import MASKS, Safeguard
 
 #: Start states of evaluation are those of this seed unless another is asked for: never the training's own.
 EVALUATION_SEED = 10_000
+
+_IMPLICIT = (
+    "A slice through the implicit invariant set of the learned backup, against the analytic backup's, the base set "
+    "and, where it is known, the viability kernel (the most that any policy could keep safe) or a bound of it."
+)
+_INVARIANT = (
+    "A slice through the robust control invariant set: from each state in it some action keeps every disturbed successor "
+    "in it."
+)
 
 
 def evaluate_run(
@@ -59,19 +69,16 @@ def evaluate_run(
         samples: states on which coverage is measured.
     """
     task, config, watch = trained.task, trained.config, Stopwatch()
-    horizon = config.horizon or task.safety.horizon
     guards = [make_guard(task, trained.certified, of_seed(trained.network, i), config) for i in range(config.seeds)]
     policies = [of_seed(trained.policy.policy, i) for i in range(config.seeds)]
     with watch("evaluate"):
         progress(f"{episodes} episodes for each of {config.seeds} seed{'s' * (config.seeds > 1)}")
         results = evaluate_seeds(task, guards, policies, seed=seed, episodes=episodes)
         progress("how much is certified")
-        learned = implicit_set(task, trained.certified, of_seed(trained.network, 0), horizon)
-        analytic = implicit_set(task, trained.certified, None, horizon)
-        acceptance = trained.certified.acceptance
-        coverage = measure_coverage(task, learned, analytic, acceptance=acceptance, samples=samples)
+        looked_at = _certified_sets(trained)
+        coverage = measure_coverage(task, *looked_at[:2], acceptance=looked_at[2], samples=samples)
         explained = explain_interventions(task, guards[0], results[0].trajectories)
-        piece = invariant_slice(task, learned, analytic, acceptance=acceptance)
+        piece = invariant_slice(task, *looked_at[:2], acceptance=looked_at[2])
     certificate = trained.certified.certificate.with_obligation(_starts_obligation(coverage))
     finished = () if trained.finished else ("Training was interrupted before its last update.",)
     unguarded = () if isinstance(guards[0], Safeguard) else ("No safeguard: nothing is promised for this run.",)
@@ -79,7 +86,7 @@ def evaluate_run(
         task,
         results,
         algorithm=config.algorithm,
-        safeguard=f"{config.safeguard} (in the {config.placement}, gradient {config.gradient})",
+        safeguard=_safeguard_words(config),
         seeds=range(config.seed, config.seed + config.seeds),
         wall_seconds=trained.seconds | watch.seconds | {"compile": clock.seconds},
         training_safety=training_safety(trained.policy),
@@ -102,6 +109,21 @@ def evaluate_run(
     figures = _figures(trained, results[0], piece, rows)
     write_report_page(report, figures, run.path / "report.html", command=command)
     return report
+
+
+def _safeguard_words(config: SettledConfig) -> str:
+    centre = f", rays from the {config.centre} centre" if config.safeguard in MASKS else ""
+    return f"{config.safeguard} (in the {config.placement}, gradient {config.gradient}{centre})"
+
+
+def _certified_sets(trained: Trained):
+    """(the set of certified states, the analytic backup's to compare or None, acceptance margins or None)."""
+    task, certified = trained.task, trained.certified
+    if isinstance(certified, CertifiedInvariantSet):
+        return certified.invariant, None, None
+    horizon = trained.config.horizon or task.safety.horizon
+    learned = implicit_set(task, certified, of_seed(trained.network, 0), horizon)
+    return learned, implicit_set(task, certified, None, horizon), certified.acceptance
 
 
 def _starts_obligation(coverage: Any) -> Obligation:
@@ -138,10 +160,7 @@ def _figures(trained: Trained, results: EpisodeResults, piece: Any, rows: list[d
             partial(margin_figure, task, kept),
         ),
         PageFigure(
-            "What is certified",
-            "A slice through the implicit invariant set of the learned backup, against the analytic backup's, the base set "
-            "and, where it is known, the viability kernel (the most that any policy could keep safe) or a bound of it.",
-            partial(slice_figure, task, [piece]),
+            "What is certified", _INVARIANT if piece.base is None else _IMPLICIT, partial(slice_figure, task, [piece])
         ),
     ]
     if rows:

@@ -29,6 +29,8 @@ from holdfast.cli.console import (
 )
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
 from holdfast.cli.own import absolute
+from holdfast.cli.robust import is_robust
+from holdfast.cli.tables import Json, Reproduce, Synthesise
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import (
     Interrupt,
@@ -51,7 +53,6 @@ _WRONG_INPUT = (UnsupportedPrimitive, UnknownTask, RunError, ConfigError, ValueE
 _NO = (NotProvable, NotUseful, TrainingDiverged)
 _INTERRUPTED = 130
 
-Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout instead of words")]
 Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")]
 
 
@@ -138,7 +139,7 @@ class Train:
 
 @dataclass
 class Verify:
-    """Prove the base set of a task, of a run, or of a task of your own (FILE.py:NAME)."""
+    """Prove the base set, or the robust control invariant set, of a task, of a run, or of a task of your own (FILE.py:NAME)."""
 
     subject: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK|RUN|FILE.py:NAME")]
     level: Annotated[float | None, tyro.conf.arg(help="prove or refute this level instead of the largest one")] = None
@@ -259,11 +260,12 @@ class Attack:
         return trained.task, guard, of_seed(trained.policy.policy, self.index)
 
     def _untrained(self):
-        """(task, guard, None): the task is verified, and its base controller is the backup."""
+        """(task, guard, None): the task is verified, and its base controller is the backup, unless it needs none."""
         task = load_task(self.subject)
         certified = certify_task(task, level=None, horizon=None)
         require_proof(certified.certificate)
-        require_useful_backup(task, certified, None, task.safety.horizon)
+        if not is_robust(task):
+            require_useful_backup(task, certified, None, task.safety.horizon)
         return task, make_guard(task, certified, None, TrainConfig(self.subject).for_task(task)), None
 
 
@@ -312,6 +314,8 @@ Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Attack, tyro.conf.subcommand("attack")]
     | Annotated[Render, tyro.conf.subcommand("render")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Synthesise, tyro.conf.subcommand("synthesise")]
 )
 
 

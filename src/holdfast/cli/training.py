@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from holdfast.certify import Certificate, CertifiedBaseSet, NotProvable
+from holdfast.certify import INVARIANT, Certificate, CertifiedBaseSet, NotProvable
 from holdfast.cli.build import (
+    Certified,
     arrays,
     backup_trainer,
     certify_task,
@@ -25,8 +26,9 @@ from holdfast.cli.build import (
     require_useful_backup,
 )
 from holdfast.cli.config import SettledConfig, TrainConfig
+from holdfast.cli.robust import is_robust
 from holdfast.cli.timing import Stopwatch
-from holdfast.learn import ShacState, initialise, train
+from holdfast.learn import initialise, train
 from holdfast.runs import RunDirectory, RunError, read_header, seed_keys
 from holdfast.tasks import Task
 from holdfast.types import Status
@@ -71,8 +73,8 @@ class Trained:
     """A run in memory.
 
     Attributes:
-        task, config, certified: what was trained, how, and on what base set.
-        network: backup network, stacked over seeds.
+        task, config, certified: what was trained, how, and on what certified set.
+        network: backup network, stacked over seeds; None where an invariant set needs no backup.
         policy: training state of phase 2, stacked over seeds.
         finished: whether both phases ran to their end.
         seconds: wall time by phase.
@@ -80,9 +82,9 @@ class Trained:
 
     task: Task
     config: SettledConfig
-    certified: CertifiedBaseSet
+    certified: Certified
     network: Any
-    policy: ShacState
+    policy: Any
     finished: bool
     seconds: dict[str, float]
 
@@ -107,62 +109,76 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
             require_proof(certified.certificate)
         if certificate is None:
             run.write_certificate(certified.certificate.to_json())
-        progress("verify", 1, 1, {"level": certified.base_set.ellipsoid.level})
+        level = certified_level(certified.certificate)
+        progress("verify", 1, 1, {} if level is None else {"level": level})
     if interrupt.requested:
         return None
-    keys = _keys(settled)
+    keys = run_keys(settled)
     identity = {"task": task.name, "physics": certified.certificate.physics, "seeds": settled.seeds}
-    at = _position(run) if resume else {"phase": "backup", "updates": 0}
-    run.rewind_metrics(at["updates"] + (settled.backup_updates if at["phase"] == "policy" else 0))
-    keep = _Keeper(run, identity, settled, progress, interrupt)
+    at = _position(run, task) if resume else _beginning(task)
+    before = 0 if is_robust(task) else settled.backup_updates
+    run.rewind_metrics(at["updates"] + (before if at["phase"] == "policy" else 0))
+    keep = _Keeper(run, identity, before, progress, interrupt)
 
-    trainer = backup_trainer(task, certified, settled)
-    state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
-    if at["phase"] == "backup":
-        if at["updates"]:
-            state = _restore(run, {"backup": state}, identity)["backup"]
-        with watch("backup"):
-            on_chunk = keep.of_phase("backup", settled.backup_updates, lambda s: {"backup": s})
-            state = train(
-                trainer, state, updates=settled.backup_updates, start=at["updates"], chunk=_CHUNK, on_chunk=on_chunk
-            )
+    network = None
+    if isinstance(certified, CertifiedBaseSet):
+        network = _train_backup(task, certified, settled, run, at, keep, keys, identity, watch)
         if interrupt.requested:
             return None
-        network, start = state.network, 0
-        if settled.safeguard != "none":
-            for index in range(settled.seeds):
-                horizon = settled.horizon or task.safety.horizon
-                require_useful_backup(task, certified, of_seed(network, index), horizon)
-    else:
-        network, start = state.network, at["updates"]
-
+    start = at["updates"] if at["phase"] == "policy" else 0
     guard = make_guard(task, certified, network, settled)
     trainer = policy_trainer(task, guard, settled)
     state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys))
-    if at["phase"] == "policy":
+    if start:
         restored = _restore(run, {"network": network, "policy": state}, identity)
         network, state = restored["network"], restored["policy"]
         trainer = policy_trainer(task, make_guard(task, certified, network, settled), settled)
+    updates = trainer.settings.updates
     with watch("policy"):
-        on_chunk = keep.of_phase("policy", settled.updates, lambda s: {"network": network, "policy": s})
-        state = train(trainer, state, updates=settled.updates, start=start, chunk=_CHUNK, on_chunk=on_chunk)
+        on_chunk = keep.of_phase(
+            "policy", updates, trainer.steps_per_update, lambda s: {"network": network, "policy": s}
+        )
+        state = train(trainer, state, updates=updates, start=start, chunk=min(_CHUNK, updates), on_chunk=on_chunk)
     return Trained(task, settled, certified, network, state, not interrupt.requested, watch.seconds)
+
+
+def _train_backup(
+    task, certified, settled: SettledConfig, run: RunDirectory, at, keep: "_Keeper", keys, identity, watch
+):
+    """Phase 1, from wherever it stands: the backup networks, stacked over seeds; not yet restored if phase 2 has begun."""
+    trainer = backup_trainer(task, certified, settled)
+    state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys))
+    if at["phase"] == "policy":
+        return state.network
+    if at["updates"]:
+        state = _restore(run, {"backup": state}, identity)["backup"]
+    with watch("backup"):
+        on_chunk = keep.of_phase("backup", settled.backup_updates, 0, lambda s: {"backup": s})
+        state = train(
+            trainer, state, updates=settled.backup_updates, start=at["updates"], chunk=_CHUNK, on_chunk=on_chunk
+        )
+    if settled.safeguard != "none" and not keep.interrupt.requested:
+        for index in range(settled.seeds):
+            horizon = settled.horizon or task.safety.horizon
+            require_useful_backup(task, certified, of_seed(state.network, index), horizon)
+    return state.network
 
 
 class _Keeper:
     """Logs a row and, now and then, a checkpoint after each chunk; always one at the end or at an interrupt."""
 
-    def __init__(
-        self, run: RunDirectory, identity: dict, config: SettledConfig, progress: Progress, interrupt: Interrupt
-    ):
-        self.run, self.identity, self.config = run, identity, config
+    def __init__(self, run: RunDirectory, identity: dict, before: int, progress: Progress, interrupt: Interrupt):
+        self.run, self.identity, self.before = run, identity, before
         self.progress, self.interrupt = progress, interrupt
         self.begun = self.saved = time.monotonic()
 
-    def of_phase(self, phase: str, updates: int, tree: Callable[[Any], dict[str, Any]]):
+    def of_phase(self, phase: str, updates: int, steps: int, tree: Callable[[Any], dict[str, Any]]):
+        """What `train` calls after each chunk; an update takes `steps` environment steps."""
+
         def on_chunk(done: int, state: Any, metrics: dict[str, np.ndarray]) -> bool:
             now = time.monotonic()
-            row = _row(phase, done, metrics, self.config) | {"wall_seconds": round(now - self.begun, 3)}
+            row = backup_row(done, metrics) if phase == "backup" else policy_row(done, metrics, self.before, steps)
+            row |= {"wall_seconds": round(now - self.begun, 3)}
             self.run.append_metrics(row)
             self.progress(phase, done, updates, row)
             if done == updates or self.interrupt.requested or now - self.saved > _KEEP_EVERY:
@@ -173,31 +189,37 @@ class _Keeper:
         return on_chunk
 
 
-def _row(phase: str, done: int, metrics: dict[str, np.ndarray], config: SettledConfig) -> dict[str, Any]:
-    """One line of metrics.jsonl: means over the chunk, one number a seed."""
-    row: dict[str, Any] = {"phase": phase, "iteration": done}
-    if phase == "backup":
-        return row | {name: metrics[name].mean(axis=1).tolist() for name in ("loss", "certified")}
-    size = config.environments * config.window
+def backup_row(done: int, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One line of metrics.jsonl in phase 1: means over the chunk, one number a seed."""
+    row: dict[str, Any] = {"phase": "backup", "iteration": done}
+    return row | {name: metrics[name].mean(axis=1).tolist() for name in ("loss", "certified")}
+
+
+def policy_row(done: int, metrics: dict[str, np.ndarray], before: int, steps: int) -> dict[str, Any]:
+    """The same in phase 2, which came after `before` updates of phase 1 and takes `steps` environment steps an update."""
     with np.errstate(all="ignore"):
         means = {name: value.mean(axis=1).tolist() for name, value in metrics.items() if name != "violations"}
     violations = metrics["violations"].sum(axis=1)
     return (
-        row
+        {"phase": "policy"}
         | means
         | {
-            "iteration": config.backup_updates + done,
-            "step": done * size,
+            "iteration": before + done,
+            "step": done * steps,
             "return_mean": means.pop("return"),
-            "violations": (violations / (size * metrics["violations"].shape[1])).tolist(),
+            "violations": (violations / (steps * metrics["violations"].shape[1])).tolist(),
             "violating_steps": violations.tolist(),
         }
     )
 
 
-def _position(run: RunDirectory) -> dict[str, Any]:
+def _beginning(task: Task) -> dict[str, Any]:
+    return {"phase": "policy" if is_robust(task) else "backup", "updates": 0}
+
+
+def _position(run: RunDirectory, task: Task) -> dict[str, Any]:
     if not run.has_checkpoint:
-        return {"phase": "backup", "updates": 0}
+        return _beginning(task)
     header = read_header(run.path / "checkpoint")
     return {"phase": header["phase"], "updates": int(header["updates"])}
 
@@ -218,20 +240,21 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
     settled = config.for_task(task)
     again = f"go on with `holdfast train {shlex.quote(settled.task)} --out {shlex.quote(str(run.path))} --resume`"
     certificate = kept_certificate(run, task)
-    at = _position(run)
-    if certificate is None or at["phase"] != "policy":
+    at = _position(run, task)
+    if certificate is None or at["phase"] != "policy" or at["updates"] == 0:
         raise RunError(f"{run.path} stopped before it had a policy; {again}")
     certified = certify_task(task, level=certified_level(certificate), horizon=settled.horizon)
     if settled.safeguard != "none":
         require_proof(certified.certificate)
-    keys = _keys(settled)
+    keys = run_keys(settled)
     identity = {"task": task.name, "physics": certificate.physics, "seeds": settled.seeds}
-    network = _blank(backup_trainer(task, certified, settled), keys).network
-    state = _blank(policy_trainer(task, make_guard(task, certified, network, settled), settled), keys)
+    robust = not isinstance(certified, CertifiedBaseSet)
+    network = None if robust else _blank(backup_trainer(task, certified, settled), keys).network
+    trainer = policy_trainer(task, make_guard(task, certified, network, settled), settled)
+    state = _blank(trainer, keys)
     restored = _restore(run, {"network": network, "policy": state}, identity)
-    return Trained(
-        task, settled, certified, restored["network"], restored["policy"], at["updates"] >= settled.updates, {}
-    )
+    finished = at["updates"] >= trainer.settings.updates
+    return Trained(task, settled, certified, restored["network"], restored["policy"], finished, {})
 
 
 def kept_certificate(run: RunDirectory, task: Task) -> Certificate | None:
@@ -256,23 +279,29 @@ def kept_certificate(run: RunDirectory, task: Task) -> Certificate | None:
     return certificate
 
 
-def certified_level(certificate: Certificate) -> float:
+def certified_level(certificate: Certificate) -> float | None:
+    """The level of a base set; None for an invariant set, which has none."""
+    if any(each.name == INVARIANT for each in certificate.obligations):
+        return None
     return float(certificate["base set invariant"].numbers["level"])
 
 
 def require_proof(certificate: Certificate) -> None:
-    """A safeguard on an unproved base set would accept nothing, so there would be nothing to learn."""
+    """A safeguard on an unproved set would accept nothing, so there would be nothing to learn."""
     level = certified_level(certificate)
     for obligation in certificate.obligations:
         if obligation.discharge in ("refuted", "not proved"):
-            raise NotProvable(
-                f"'{obligation.name}' is {obligation.discharge} at level = {level:g} ({obligation.method}). "
-                "Without --level the largest provable level is looked for; if that fails too, give LQR weights that contract "
-                "faster, or a system whose inputs do more"
+            at = "" if level is None else f" at level = {level:g}"
+            remedy = (
+                "Give a smaller set, a controller that contracts more, or less noise"
+                if level is None
+                else "Without --level the largest provable level is looked for; if that fails too, give LQR weights that "
+                "contract faster, or a system whose inputs do more"
             )
+            raise NotProvable(f"'{obligation.name}' is {obligation.discharge}{at} ({obligation.method}). {remedy}")
 
 
-def _keys(config: TrainConfig) -> jax.Array:
+def run_keys(config: TrainConfig) -> jax.Array:
     """A key for each seed. Seed s has the same key whether it is trained alone or among others."""
     return jnp.concatenate([seed_keys(seed, 1) for seed in range(config.seed, config.seed + config.seeds)])
 
@@ -295,7 +324,7 @@ def _blank(trainer: Any, keys: jax.Array) -> Any:
     return eqx.combine(jax.tree.map(zeros, jax.eval_shape(build, keys[0])), rest["of state"])
 
 
-def training_safety(policy: ShacState) -> dict[str, Any]:
+def training_safety(policy: Any) -> dict[str, Any]:
     """What the guard did in training, summed over seeds."""
     counts = np.asarray(policy.safety.statuses).sum(axis=0)
     interventions = int(counts.sum() - counts[Status.accepted] - counts[Status.unguarded])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from holdfast.backup import AcceptanceMargins, ImplicitInvariantSet
+from holdfast.backup import AcceptanceMargins, ImplicitInvariantSet, InvariantSet
 from holdfast.evaluate.statistics import clopper_pearson, lower_bound
 from holdfast.tasks import Task
 
@@ -27,7 +27,7 @@ class Coverage:
         certified: share of the safe samples that the implicit set certifies.
         certified_ci95: its Clopper-Pearson interval.
         analytic: the same with the analytic backup.
-        base_set: share of the safe samples inside the base set.
+        base_set: share of the safe samples inside the base set; None for an invariant set, which needs none.
         viable: share of the safe samples inside the viability kernel.
         kernel_share, kernel_share_analytic: certified share of the viability kernel.
         outside_kernel: certified samples outside the viability kernel; anything but 0 is an error somewhere.
@@ -45,7 +45,7 @@ class Coverage:
     certified: float
     certified_ci95: tuple[float, float]
     analytic: float | None
-    base_set: float
+    base_set: float | None
     viable: float | None
     kernel_share: float | None
     kernel_share_analytic: float | None
@@ -66,7 +66,7 @@ class Coverage:
 
 def measure_coverage(
     task: Task,
-    implicit_set: ImplicitInvariantSet,
+    implicit_set: ImplicitInvariantSet | InvariantSet,
     analytic: ImplicitInvariantSet | None = None,
     *,
     acceptance: AcceptanceMargins | None = None,
@@ -75,11 +75,11 @@ def measure_coverage(
     seed: int = 0,
     dtype=jnp.float32,
 ) -> Coverage:
-    """Measures how much the implicit set certifies.
+    """Measures how much an implicit set, or a robust control invariant set, certifies.
 
     Args:
         task: draws the states and starts, and tells the viability kernel, or a bound of it, where that is known.
-        implicit_set, analytic: learned and, to compare, analytic backup.
+        implicit_set, analytic: learned and, to compare, analytic backup; or the invariant set.
         acceptance: margins that a plan must clear, as in the safeguard; none by default.
         samples, starts: how many states and starts to draw; rounded up to whole chunks.
         seed: of both.
@@ -110,7 +110,7 @@ def measure_coverage(
         certified=float(counts["certified"] / safe),
         certified_ci95=clopper_pearson(int(counts["certified"]), safe),
         analytic=share("analytic", safe),
-        base_set=float(counts["base"] / safe),
+        base_set=share("base", safe),
         viable=share("viable", safe),
         kernel_share=share("certified_viable", kernel),
         kernel_share_analytic=share("analytic_viable", kernel),
@@ -135,8 +135,8 @@ class Slice:
         names, units: of the two.
         first, second: grid coordinates, shape [nx] and [ny].
         fixed: the state whose other components are held, shape [n].
-        certified, safe, base: masks, shape [ny, nx].
-        analytic, viable, possible: the same, or None.
+        certified, safe: masks, shape [ny, nx].
+        base, analytic, viable, possible: the same, or None.
     """
 
     axes: tuple[int, int]
@@ -147,7 +147,7 @@ class Slice:
     fixed: np.ndarray
     certified: np.ndarray
     safe: np.ndarray
-    base: np.ndarray
+    base: np.ndarray | None
     analytic: np.ndarray | None
     viable: np.ndarray | None
     possible: np.ndarray | None = None
@@ -155,7 +155,7 @@ class Slice:
 
 def invariant_slice(
     task: Task,
-    implicit_set: ImplicitInvariantSet,
+    implicit_set: ImplicitInvariantSet | InvariantSet,
     analytic: ImplicitInvariantSet | None = None,
     *,
     axes: tuple[int, int] | None = None,
@@ -203,7 +203,7 @@ def invariant_slice(
         fixed=fixed,
         certified=masks["certified"],
         safe=masks["safe"],
-        base=masks["base"],
+        base=masks.get("base"),
         analytic=masks.get("analytic"),
         viable=masks.get("viable"),
         possible=masks.get("possible"),
@@ -229,12 +229,15 @@ def constrained_axes(task: Task) -> tuple[int, int]:
 
 
 def _judge(task: Task, implicit_set, analytic, acceptance) -> Callable:
-    """x [n] -> masks by name; "viable", "possible" and "analytic" only where they are known or asked for."""
+    """x [n] -> masks by name; "base", "viable", "possible" and "analytic" only where they are known or asked for."""
 
     def judge(x):
         safe = task.safe_set.contains(x)
-        found = {"safe": safe, "certified": safe & implicit_set.plan(x, acceptance).certified}
-        found["base"] = safe & implicit_set.policy.base.contains(x)
+        if isinstance(implicit_set, InvariantSet):
+            found = {"safe": safe, "certified": safe & implicit_set.contains(x)}
+        else:
+            found = {"safe": safe, "certified": safe & implicit_set.plan(x, acceptance).certified}
+            found["base"] = safe & implicit_set.policy.base.contains(x)
         if analytic is not None:
             found["analytic"] = safe & analytic.plan(x, acceptance).certified
         for name, known in (("viable", task.viable(x)), ("possible", task.possibly_viable(x))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from holdfast.evaluate.attack import constraint_names
 from holdfast.evaluate.episodes import INTERVENED, Trajectories
-from holdfast.safeguards import BackupSource
+from holdfast.safeguards import BackupSource, InvariantSource
 from holdfast.tasks import Task
 from holdfast.types import Status
 
@@ -27,7 +28,8 @@ class Intervention:
         episode, step: where in the kept trajectories; `time` is step * dt, s.
         status: name of the `Status`.
         constraint: the safe set's name of the first constraint broken, or one of "arrival" (the backup does not reach
-            the base set in time), "input box", "not finite", "acceptance margin".
+            the base set in time), "input box", "not finite", "acceptance margin"; for an invariant set "invariant set", with
+            the face in `reason`, or "mask" where the proposal was safe and a mask deformed it all the same.
         reason: the same in a sentence.
         time_to_violation: seconds from this step until a margin is < 0 if the proposed action is applied once and the
             backup policy takes over after it; None where that flow violates nothing.
@@ -54,21 +56,26 @@ def explain_interventions(task: Task, safeguard: Any, trajectories: Trajectories
     put down to the acceptance margin.
 
     Args:
-        task, safeguard: as evaluated; the safeguard's source must be a `BackupSource`.
+        task, safeguard: as evaluated; the safeguard's source must be a `BackupSource` or an `InvariantSource`.
         trajectories: as in `EpisodeResults.trajectories`.
     """
     source = getattr(safeguard, "source", None)
     where = np.argwhere(np.isin(trajectories.status, [int(s) for s in INTERVENED]))
-    if not isinstance(source, BackupSource) or len(where) == 0:
+    if not isinstance(source, BackupSource | InvariantSource) or len(where) == 0:
         return []
     episodes, steps = where.T
     x, proposed = trajectories.states[episodes, steps], trajectories.proposed[episodes, steps]
-    looked = _look(task, source, x, proposed)
-    names, dt = constraint_names(task, task.safe_set.margin(jnp.asarray(x[0])).shape[0]), trajectories.dt
-    horizon = source.implicit_set.horizon
+    dt = trajectories.dt
+    if isinstance(source, InvariantSource):
+        looked = _in_chunks(jax.jit(jax.vmap(lambda x, u: _look_at_rows(source, x, u))), x, proposed)
+        explain = partial(_explain_rows, names=task.system.state_names)
+    else:
+        looked = _in_chunks(jax.jit(jax.vmap(lambda x, u: _look_ahead(task, source, x, u))), x, proposed)
+        names = constraint_names(task, task.safe_set.margin(jnp.asarray(x[0])).shape[0])
+        explain = partial(_explain, names=names, horizon=source.implicit_set.horizon, dt=dt)
     found = []
     for i, (episode, step) in enumerate(where):
-        constraint, reason, after = _explain({key: value[i] for key, value in looked.items()}, names, horizon, dt)
+        constraint, reason, after = explain({key: value[i] for key, value in looked.items()})
         found.append(
             Intervention(
                 episode=int(episode),
@@ -91,33 +98,61 @@ def count_by_constraint(interventions: list[Intervention]) -> dict[str, int]:
     return dict(Counter(each.constraint for each in interventions).most_common())
 
 
-def _look(task: Task, source: BackupSource, x: np.ndarray, proposed: np.ndarray) -> dict[str, np.ndarray]:
-    """What happens after each proposal [k, m] at x [k, n], with the backup from then on; chunks of one program."""
-    box = source.input_box
-
-    def one(x, u):
-        flow = source.implicit_set.flow(task.system.step(x, box.clip(u)))
-        arrived = flow.base_margins >= 0
-        # Nodes after the first arrival are the base set's business.
-        counted = jnp.concatenate([jnp.array([True]), jnp.cumsum(arrived)[:-1] == 0])
-        bad = counted & ~jnp.all(flow.margins >= 0, axis=1)
-        k = jnp.argmax(bad)
-        return {
-            "finite": jnp.all(jnp.isfinite(u)),
-            "inside": box.contains(u),
-            "violates": jnp.any(bad),
-            "first": k,
-            "constraint": jnp.argmin(flow.margins[k]),
-            "arrives": jnp.any(arrived),
-            "certified": source.implicit_set.plan(flow.states[0], source.acceptance).certified,
-        }
-
-    program = jax.jit(jax.vmap(one))
+def _in_chunks(program, x: np.ndarray, proposed: np.ndarray) -> dict[str, np.ndarray]:
+    """A program of (x [k, n], u [k, m]) -> numbers by name, over any number of rows; compiled once."""
     parts = []
     for start in range(0, len(x), _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), len(x) - 1)
         parts.append(jax.device_get(program(jnp.asarray(x[rows]), jnp.asarray(proposed[rows]))))
     return {key: np.concatenate([part[key] for part in parts])[: len(x)] for key in parts[0]}
+
+
+def _look_ahead(task: Task, source: BackupSource, x, u) -> dict:
+    """What happens after the proposal u at x, with the backup from then on."""
+    box = source.input_box
+    flow = source.implicit_set.flow(task.system.step(x, box.clip(u)))
+    arrived = flow.base_margins >= 0
+    # Nodes after the first arrival are the base set's business.
+    counted = jnp.concatenate([jnp.array([True]), jnp.cumsum(arrived)[:-1] == 0])
+    bad = counted & ~jnp.all(flow.margins >= 0, axis=1)
+    k = jnp.argmax(bad)
+    return {
+        "finite": jnp.all(jnp.isfinite(u)),
+        "inside": box.contains(u),
+        "violates": jnp.any(bad),
+        "first": k,
+        "constraint": jnp.argmin(flow.margins[k]),
+        "arrives": jnp.any(arrived),
+        "certified": source.implicit_set.plan(flow.states[0], source.acceptance).certified,
+    }
+
+
+def _look_at_rows(source: InvariantSource, x, u) -> dict:
+    """Which face of the invariant set the proposal u at x may leave through, whatever the disturbance."""
+    box = source.input_box
+    at = box.clip(u)
+    rows = source.rows(x, at)
+    face = jnp.argmin(rows)
+    normals, offsets = source.invariant.region.piece(x)
+    return {
+        "finite": jnp.all(jnp.isfinite(u)),
+        "inside": box.contains(u),
+        "safe": jnp.all(rows >= 0),
+        "normal": normals[face],
+        "offset": offsets[face],
+    }
+
+
+def _explain_rows(look: dict, names: tuple[str, ...]) -> tuple[str, str, None]:
+    if not look["finite"]:
+        return "not finite", "The proposed action held NaN or infinity.", None
+    if not look["safe"]:
+        terms = " ".join(f"{value:+.3g} {name}" for name, value in zip(names, look["normal"]) if value)
+        face = f"{terms} <= {float(look['offset']):.3g}"
+        return "invariant set", f"Some disturbance would have taken the next state beyond the face {face}.", None
+    if not look["inside"]:
+        return "input box", "The proposed action lay outside the input box; its nearest point in the box is safe.", None
+    return "mask", "The proposed action was safe; the mask deforms every action.", None
 
 
 def _explain(look: dict, names: tuple[str, ...], horizon: int, dt: float) -> tuple[str, str, float | None]:

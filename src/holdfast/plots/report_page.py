@@ -34,6 +34,12 @@ _COVERAGE = (
     ("starts_lower_bound", "of the start states at least, with 95 % confidence"),
 )
 
+#: The same where an invariant set needs no backup.
+_INVARIANT = {
+    "certified": "of the safe states drawn lie in the robust control invariant set",
+    "starts_certified": "of the start states lie in it",
+}
+
 
 @dataclass(frozen=True)
 class PageFigure:
@@ -320,8 +326,9 @@ def _cause(name: str) -> str:
 def _coverage(coverage: Mapping[str, Any] | None) -> str:
     if not coverage:
         return ""
-    rows = []
+    rows, robust = [], coverage.get("base_set") is None
     for key, words in _COVERAGE:
+        words = _INVARIANT.get(key, words) if robust else words
         if coverage.get(key) is not None:
             shown = percent(coverage[key], 4)
             if key == "certified" and coverage.get("certified_ci95"):

@@ -50,6 +50,7 @@ def slice_figure(task: Task, slices: Sequence[Slice], *, theme: Theme = LIGHT, w
             continue
         colour = getattr(theme, role)
         if name == "certified":
+            label = "invariant set" if all(piece.base is None for piece in slices) else label
             handles.append(Patch(facecolor=colour, alpha=0.35, edgecolor=colour, label=label))
         else:
             handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=1.8, label=label))

@@ -1,0 +1,195 @@
+"""`holdfast reproduce safeguards`: variants of the safeguard x {SHAC, PPO, SAC} x tasks, in resumable cells."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from holdfast.cli.build import Certified, certify_task, load_task, make_guard, of_seed, physics_of, policy_trainer
+from holdfast.cli.cells import Cell
+from holdfast.cli.config import SettledConfig, TrainConfig
+from holdfast.cli.timing import CompileClock
+from holdfast.cli.training import require_proof, run_keys, training_safety
+from holdfast.evaluate import EpisodeResults, Evaluator, default_disturbances
+from holdfast.learn import initialise, train
+from holdfast.runs import to_json
+
+#: Start states of evaluation: common to all cells, so that differences can be paired, and never the training's own.
+EVALUATION_SEED = 20_000
+
+#: The variants, by the name of their row: settings of `holdfast train`. Of the paper's ray masks, the centre is that of an
+#: inscribed zonotope ("zonotope") or the middle of the chord through the orthogonal projection ("chord").
+VARIANTS: dict[str, dict[str, Any]] = {
+    "none": {"safeguard": "none"},
+    "boundary projection": {"safeguard": "boundary_projection"},
+    "boundary projection + regulariser": {"safeguard": "boundary_projection", "intervention_penalty": 0.1},
+    "boundary projection, pass-through": {"safeguard": "boundary_projection", "gradient": "straight_through"},
+    "ray mask": {"safeguard": "ray_mask", "centre": "zonotope"},
+    "ray mask + regulariser": {"safeguard": "ray_mask", "centre": "zonotope", "intervention_penalty": 0.1},
+    "ray mask, pass-through": {"safeguard": "ray_mask", "centre": "zonotope", "gradient": "straight_through"},
+    "ray mask, chord": {"safeguard": "ray_mask", "centre": "chord"},
+    "hyperbolic ray mask": {"safeguard": "hyperbolic_ray_mask", "centre": "zonotope"},
+    "hyperbolic ray mask + regulariser": {
+        "safeguard": "hyperbolic_ray_mask",
+        "centre": "zonotope",
+        "intervention_penalty": 0.1,
+    },
+}
+#: What PPO and SAC are compared with; the safeguard is part of their environment.
+MODEL_FREE = ("none", "boundary projection", "ray mask")
+ALGORITHMS = ("shac", "ppo", "sac")
+#: Environment steps of phase 2 (published: 100 k, 200 k, 1 M for pendulum, quadrotor, household).
+STEPS = {
+    "balance-pendulum": 100_000,
+    "balance-cartpole": 100_000,
+    "balance-quadrotor": 200_000,
+    "seeker": 200_000,
+    "household": 1_000_000,
+}
+_SEEDS = {"shac": 10, "ppo": 3, "sac": 3}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a cell computes: environment steps (None: `STEPS`), seeds (None: 10 for SHAC, 3 for the others), points of
+    the learning curve, episodes at each point, and episodes of the final comparison, for each seed."""
+
+    steps: int | None = None
+    seeds: int | None = None
+    points: int = 10
+    curve_episodes: int = 200
+    episodes: int = 1000
+    worst_case_episodes: int = 200
+
+
+QUICK = Size(steps=4096, seeds=2, points=2, curve_episodes=8, episodes=16, worst_case_episodes=8)
+
+
+def safeguard_cells(tasks: Sequence[str], algorithms: Sequence[str], size: Size) -> list[Cell]:
+    """The cells of the table, in the order in which they are computed: SHAC whole, then what it is compared with."""
+    cells = []
+    for algorithm in (name for name in ALGORITHMS if name in algorithms):
+        for task in tasks:
+            for variant in VARIANTS if algorithm == "shac" else MODEL_FREE:
+                cells.append(_cell(task, algorithm, variant, size))
+    return cells
+
+
+def cell_name(task: str, algorithm: str, variant: str) -> str:
+    return f"{task}/{algorithm}/{variant.replace(',', '').replace('+', 'with').replace(' ', '_')}"
+
+
+def _cell(task: str, algorithm: str, variant: str, size: Size) -> Cell:
+    options = {"intervention_penalty": 0.0, "margin_penalty": 0.0, "gradient": "exact"} | VARIANTS[variant]
+    config = TrainConfig(
+        task=task,
+        algorithm=algorithm,
+        placement="policy" if algorithm == "shac" else "environment",
+        seeds=size.seeds or _SEEDS[algorithm],
+        steps=float(size.steps or STEPS.get(task, 100_000)),
+        episodes=size.episodes,
+        **options,
+    ).for_task(load_task(task))
+    settings = to_json(config) | {"size": asdict(size), "physics": physics_of(load_task(task))}
+    return Cell(cell_name(task, algorithm, variant), settings, lambda: compute(config, size))
+
+
+_certified: dict[str, Certified] = {}
+
+
+def _certify(name: str) -> Certified:
+    """The task's proof, once a process."""
+    if name not in _certified:
+        certified = certify_task(load_task(name), level=None, horizon=None)
+        require_proof(certified.certificate)
+        _certified[name] = certified
+    return _certified[name]
+
+
+def compute(config: SettledConfig, size: Size) -> dict[str, Any]:
+    """Trains one cell's seeds in one program and evaluates them along the way and at the end, on common starts."""
+    task = load_task(config.task)
+    guard = make_guard(task, _certify(config.task), None, config)
+    trainer = policy_trainer(task, guard, config)
+    # Whole chunks only: a remainder would compile a program of its own.
+    chunk = -(-trainer.settings.updates // size.points)
+    updates = chunk * (-(-trainer.settings.updates // chunk))
+    trainer = policy_trainer(task, guard, replace(config, steps=None, updates=updates))
+    clock, begun = CompileClock(), time.monotonic()
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(run_keys(config))
+    state = initialise(trainer, keys)
+    policies = [(0, state.policy)]
+
+    def keep(done: int, state: Any, metrics: dict[str, np.ndarray]) -> None:
+        policies.append((done, state.policy))
+
+    state = train(trainer, state, updates=updates, chunk=chunk, on_chunk=keep)
+    jax.block_until_ready(jax.tree.leaves(state.policy))
+    seconds = {"train": time.monotonic() - begun - clock.seconds, "compile": clock.seconds}
+
+    batch = min(size.curve_episodes, 200)
+    at = _evaluator(task, guard, policies[0][1], batch, config.seeds)
+    curve = [
+        {"step": done * trainer.steps_per_update, "per_seed": [each.metrics["return"].mean() for each in results]}
+        for done, policy in policies
+        for results in (at(policy, size.curve_episodes),)
+    ]
+    best = int(np.argmax([np.mean(point["per_seed"]) for point in curve]))
+    last = at(policies[-1][1], size.episodes)
+    best_results = last if best == len(policies) - 1 else at(policies[best][1], size.episodes)
+    numbers = {
+        "seeds": config.seeds,
+        "steps": updates * trainer.steps_per_update,
+        "updates": updates,
+        "seconds": seconds,
+        "curve": curve,
+        "best_step": curve[best]["step"],
+        "returns": [_rounded(each.metrics["return"]) for each in last],
+        "best_returns": [_rounded(each.metrics["return"]) for each in best_results],
+        "metrics": {
+            name: [float(np.mean(each.metrics[name])) for each in last] for name in last[0].metrics if name != "return"
+        },
+        "evaluation": _counts([*last, *(best_results if best_results is not last else ())]),
+        "training": training_safety(state),
+    }
+    if task.system.disturbance_box is not None:
+        numbers["worst_case"] = {}
+        for disturb in default_disturbances(task, guard)[1:]:
+            under = _evaluator(task, guard, policies[-1][1], batch, config.seeds, disturb)
+            numbers["worst_case"][disturb.name] = _counts(under(policies[-1][1], size.worst_case_episodes))
+    return numbers
+
+
+def _evaluator(
+    task, guard, policy, batch: int, seeds: int, disturb: Any = None
+) -> Callable[[Any, int], list[EpisodeResults]]:
+    """(stacked policy, episodes) -> results of every seed, all on the same starts, by one compiled program."""
+    evaluator = Evaluator(task, guard, of_seed(policy, 0), batch=batch, keep=1, disturb=disturb)
+
+    def run(policy, episodes: int) -> list[EpisodeResults]:
+        return [
+            evaluator(guard, of_seed(policy, index), seed=EVALUATION_SEED, episodes=episodes) for index in range(seeds)
+        ]
+
+    return run
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    """Seven digits are what float32 has."""
+    return [float(f"{value:.7g}") for value in np.asarray(values, np.float64)]
+
+
+def _counts(results: Sequence[EpisodeResults]) -> dict[str, Any]:
+    return {
+        "episodes": sum(each.episodes for each in results),
+        "steps": sum(each.episodes * each.steps for each in results),
+        "violations": sum(int(each.violations.sum(dtype=np.int64)) for each in results),
+        "interventions": sum(int(each.interventions.sum()) for each in results),
+        "fallbacks": sum(int(each.fallbacks.sum()) for each in results),
+        "uncertified_starts": sum(int(each.uncertified_starts.sum()) for each in results),
+        "uncertified_steps": sum(each.status_counts()["uncertified"] for each in results),
+        "worst_margin": min(float(each.worst_margin.min()) for each in results),
+    }

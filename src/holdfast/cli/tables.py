@@ -1,0 +1,71 @@
+"""`holdfast reproduce` and `holdfast synthesise`: what is computed once and kept in files."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from holdfast.cli.cells import fill
+from holdfast.cli.console import ProgressBars, output, print_safeguards_table
+from holdfast.cli.safeguards_report import safeguards_table, write_safeguards_table
+from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
+
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout instead of words")]
+
+
+@dataclass
+class Reproduce:
+    """Compute a published table anew, cell by cell, beside the published numbers; goes on where it was stopped."""
+
+    table: Annotated[Literal["safeguards"], tyro.conf.Positional]
+    quick: Annotated[bool, tyro.conf.arg(help="tiny sizes: shows that it runs, not what it is worth")] = False
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help="some of its tasks; all if not given")] = ()
+    algorithms: Annotated[tuple[str, ...], tyro.conf.arg(help="some of shac, ppo, sac; all if not given")] = ()
+    cells_only: Annotated[bool, tyro.conf.arg(help="compute cells, and leave the table for another process")] = False
+    out: Annotated[Path | None, tyro.conf.arg(help="directory of cells; runs/TABLE if not given")] = None
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        tasks = _some("tasks", self.tasks, tuple(STEPS))
+        algorithms = _some("algorithms", self.algorithms, ALGORITHMS)
+        out = self.out or Path("runs") / (self.table + ("-quick" if self.quick else ""))
+        cells = safeguard_cells(tasks, algorithms, QUICK if self.quick else Size())
+        again = shlex.join(["holdfast", *sys.argv[1:]])
+        with ProgressBars(self.json) as bars:
+            try:
+                found = fill(cells, out, bars.say)
+            except KeyboardInterrupt:
+                kept = sum((out / f"{cell.name}.json").is_file() for cell in cells)
+                raise KeyboardInterrupt(f"stopped; {kept} of {len(cells)} cells are kept. Go on with `{again}`") from None
+        if self.cells_only:
+            return {"cells": len(found), "out": str(out)}
+        table = safeguards_table(found, tasks, algorithms)
+        files = write_safeguards_table(table, out, command=again)
+        if not self.json:
+            print_safeguards_table(table)
+            for file in files:
+                output.print(str(file), highlight=False, markup=False, soft_wrap=True)
+        return {"table": table, "files": [str(file) for file in files]}
+
+
+def _some(name: str, asked: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """What was asked for, in the order in which it is known; everything if nothing was."""
+    unknown = [each for each in asked if each not in known]
+    if unknown:
+        raise ValueError(f"{name} = {', '.join(unknown)}: the table has {', '.join(known)}")
+    return tuple(each for each in known if not asked or each in asked)
+
+
+@dataclass
+class Synthesise:
+    """Compute the robust control invariant set of a task that is kept by one, prove it, and write it as a file."""
+
+    subject: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+    out: Annotated[Path | None, tyro.conf.arg(help="a .json; TASK.json if not given")] = None
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        raise NotImplementedError
