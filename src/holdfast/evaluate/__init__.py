@@ -10,8 +10,16 @@ from holdfast.evaluate.adversaries import (
     Uniform,
     default_adversaries,
 )
-from holdfast.evaluate.attack import AttackResult, attack
+from holdfast.evaluate.attack import attack
+from holdfast.evaluate.attack_result import AttackResult
 from holdfast.evaluate.coverage import Coverage, Slice, constrained_axes, invariant_slice, measure_coverage
+from holdfast.evaluate.disturbances import (
+    Disturbance,
+    GradientChosen,
+    HeldVertices,
+    UniformNoise,
+    default_disturbances,
+)
 from holdfast.evaluate.episodes import EpisodeResults, Evaluator, Trajectories, evaluate_policy, evaluate_seeds
 from holdfast.evaluate.interventions import Intervention, count_by_constraint, explain_interventions
 from holdfast.evaluate.report import Report, environment, make_report
@@ -30,9 +38,12 @@ __all__ = [
     "AttackResult",
     "BoundaryHugging",
     "Coverage",
+    "Disturbance",
     "EpisodeResults",
     "Evaluator",
+    "GradientChosen",
     "HeldCorners",
+    "HeldVertices",
     "Intervention",
     "Invalid",
     "MarginDescent",
@@ -41,12 +52,14 @@ __all__ = [
     "Slice",
     "Trajectories",
     "Uniform",
+    "UniformNoise",
     "attack",
     "bootstrap_interval",
     "clopper_pearson",
     "constrained_axes",
     "count_by_constraint",
     "default_adversaries",
+    "default_disturbances",
     "environment",
     "evaluate_policy",
     "evaluate_seeds",
