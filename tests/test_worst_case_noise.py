@@ -1,5 +1,6 @@
 """Noise chosen by an adversary: robust safeguards withstand it, and a safeguard that ignores noise is found out."""
 
+import dataclasses
 import json
 from typing import ClassVar
 
@@ -12,13 +13,22 @@ import pytest
 from holdfast.backup import InvariantSet
 from holdfast.evaluate import (
     BoundaryHugging,
+    GradientChosen,
+    HeldVertices,
+    Report,
+    UniformNoise,
     attack,
     default_adversaries,
+    default_disturbances,
+    evaluate_noise,
+    evaluate_seeds,
+    make_report,
 )
+from holdfast.plots import report_page
 from holdfast.safeguards import Ray, Safeguard, Source
 from holdfast.sets import Box, Polytope
 from holdfast.systems import ClippedFeedback, System
-from holdfast.tasks import RobustSafety, Task
+from holdfast.tasks import RobustSafety, Task, make_task
 from holdfast.tasks.limits import limits
 from holdfast.types import Unguarded
 
@@ -168,3 +178,71 @@ def test_leaving_the_certified_set_is_counted_where_nothing_is_violated_yet():
 def _look(guard):
     adversary = next(each for each in default_adversaries(POND, guard) if each.name == "boundary")
     return adversary.look, adversary.box
+
+
+def test_noise_adversaries_choose_vertices_and_hold_them():
+    at, u, times = jnp.array([0.9, 0.0]), jnp.zeros(2), jnp.arange(600)
+    keys = jax.random.split(jax.random.key(0), 16)
+    lower, upper = np.asarray(NOISE.lower), np.asarray(NOISE.upper)
+    for adversary in default_disturbances(POND, GUARD):
+        along = jax.vmap(adversary, in_axes=(None, None, None, 0, None))
+        w = np.asarray(jax.jit(jax.vmap(along, in_axes=(0, None, None, None, None)))(keys, at, u, times, ()))
+        assert (w >= lower).all() and (w <= upper).all() and len(np.unique(w[:, :, 1])) > 1, adversary.name
+        if isinstance(adversary, UniformNoise):
+            np.testing.assert_allclose(w.mean(axis=(0, 1)), NOISE.centre, atol=0.01)
+            continue
+        assert np.isin(w[..., 0], [lower[0], upper[0]]).all() and np.isin(w[..., 1], [lower[1], upper[1]]).all()
+        if isinstance(adversary, GradientChosen):
+            assert (w[..., 0] == upper[0]).all()  # towards the near edge; across, nothing is near and it is drawn
+        if isinstance(adversary, HeldVertices):
+            changes = (np.diff(w, axis=1) != 0).any(axis=2).mean(axis=1)
+            assert changes.min() < 0.05 and changes.max() > 0.1  # some loops keep it long, some change it often
+            assert 0.3 < (w[..., 0] == upper[0]).mean() < 0.7
+
+
+def test_gradient_chosen_noise_is_the_worst_vertex_of_a_margin_affine_in_it():
+    rng = np.random.default_rng(0)
+    normals, offsets, x = rng.normal(size=(7, 3)), rng.uniform(1, 2, 7), rng.normal(size=(64, 3))
+    box = Box([-0.3, -0.1, 0.0], [0.2, 0.5, 0.4])
+    choose = GradientChosen(lambda x, u, w: jnp.asarray(offsets) - jnp.asarray(normals) @ (x + w), box)
+    program = jax.jit(jax.vmap(lambda x: choose(jax.random.key(0), x, jnp.zeros(1), jnp.asarray(0), ())))
+    reached = np.min(offsets - (x + np.asarray(program(x))) @ normals.T, axis=1)
+    corners = np.stack(np.meshgrid(*zip(box.lower, box.upper), indexing="ij"), axis=-1).reshape(-1, 3)
+    least = np.min(offsets - (x[:, None] + corners) @ normals.T, axis=(1, 2))
+    np.testing.assert_allclose(reached, least, atol=1e-12)
+
+
+def test_noise_for_a_system_without_any():
+    lane = make_task("lane-keeping")
+    assert default_disturbances(lane, UNGUARDED) == ()
+    with pytest.raises(ValueError, match="no disturbance_box"):
+        attack(lane, UNGUARDED, steps=1, disturbances=[HeldVertices(NOISE)])
+
+
+def test_reports_count_violations_and_lapses_under_each_noise(tmp_path):
+    def noisy(task, guard):
+        own = evaluate_seeds(task, [guard], [outwards], episodes=32, batch=32)
+        return own, evaluate_noise(task, [guard], [outwards], episodes=32, batch=32)
+
+    (own, noise), (deaf_own, deaf_noise) = noisy(POND, GUARD), noisy(LAKE, DEAF)
+    for results in (own, *noise.values()):
+        assert results[0].violations.sum() == results[0].lapses.sum() == 0
+    assert list(noise) == ["uniform", "vertices", "gradient"]
+    assert noise["gradient"][0].worst_margin.min() < noise["uniform"][0].worst_margin.min()
+    # Same starts and the same noise as the task's own, which is uniform, but for how it is drawn.
+    np.testing.assert_array_equal(noise["uniform"][0].trajectories.states[:, 0], own[0].trajectories.states[:, 0])
+    assert all(found[0].lapses.sum() > 0 and found[0].violations.sum() == 0 for found in deaf_noise.values())
+    report = make_report(LAKE, deaf_own, algorithm="shac", safeguard="deaf", seeds=[0], noise=deaf_noise)
+    report.write(tmp_path / "report.json")
+    again = Report.read(tmp_path / "report.json")
+    assert again.safety["noise"]["gradient"]["lapses"] == deaf_noise["gradient"][0].lapses.sum()
+    assert any("gradient-chosen noise: 0 violations" in note for note in again.notes)
+    page = report_page(again, [])
+    assert "evaluation, noise: gradient" in page and "nothing was promised any more" in page
+
+
+def test_a_page_does_not_praise_what_chosen_noise_broke():
+    own = evaluate_seeds(POND, [UNGUARDED], [lambda o: -o[:2]], episodes=4, batch=4, steps=3)
+    report = make_report(POND, own, algorithm="shac", safeguard="none", seeds=[0], noise={"gradient": own})
+    safety = report.safety | {"noise": {"gradient": report.safety["noise"]["gradient"] | {"violations": 7}}}
+    assert "violated 7 times under chosen noise" in report_page(dataclasses.replace(report, safety=safety), [])

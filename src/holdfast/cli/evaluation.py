@@ -14,6 +14,7 @@ from holdfast.cli.training import Trained, training_safety
 from holdfast.evaluate import (
     EpisodeResults,
     Report,
+    evaluate_noise,
     evaluate_seeds,
     explain_interventions,
     invariant_slice,
@@ -65,6 +66,7 @@ def evaluate_run(
     with watch("evaluate"):
         progress(f"{episodes} episodes for each of {config.seeds} seed{'s' * (config.seeds > 1)}")
         results = evaluate_seeds(task, guards, policies, seed=seed, episodes=episodes)
+        noise = evaluate_noise(task, guards, policies, seed=seed, episodes=episodes)
         progress("how much is certified")
         learned = implicit_set(task, trained.certified, of_seed(trained.network, 0), horizon)
         analytic = implicit_set(task, trained.certified, None, horizon)
@@ -88,6 +90,7 @@ def evaluate_run(
         certificate=certificate if isinstance(guards[0], Safeguard) else None,
         published=task.published or None,
         optimal_control=task.optimal_control or None,
+        noise=noise,
         notes=[
             *finished,
             *unguarded,

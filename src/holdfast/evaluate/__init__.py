@@ -20,7 +20,14 @@ from holdfast.evaluate.disturbances import (
     UniformNoise,
     default_disturbances,
 )
-from holdfast.evaluate.episodes import EpisodeResults, Evaluator, Trajectories, evaluate_policy, evaluate_seeds
+from holdfast.evaluate.episodes import (
+    EpisodeResults,
+    Evaluator,
+    Trajectories,
+    evaluate_noise,
+    evaluate_policy,
+    evaluate_seeds,
+)
 from holdfast.evaluate.interventions import Intervention, count_by_constraint, explain_interventions
 from holdfast.evaluate.report import Report, environment, make_report
 from holdfast.evaluate.statistics import (
@@ -61,6 +68,7 @@ __all__ = [
     "default_adversaries",
     "default_disturbances",
     "environment",
+    "evaluate_noise",
     "evaluate_policy",
     "evaluate_seeds",
     "explain_interventions",

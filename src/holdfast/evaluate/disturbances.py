@@ -89,6 +89,24 @@ class GradientChosen(Disturbance):
         return _vertex(self.box, jnp.where(useful, slope < 0, drawn), x.dtype)
 
 
+class OneOf(Disturbance):
+    """One of several disturbances, so that one compiled program serves them all.
+
+    Attributes:
+        kinds: to choose from.
+        which: index of the one that acts, shape [].
+    """
+
+    name: ClassVar = "one of several"
+    kinds: tuple[Disturbance, ...]
+    which: Int[Array, ""]
+
+    def __call__(self, key, x, applied, t, context):
+        # As functions: what holds numpy arrays has no hash, which `switch` asks for.
+        branches = [lambda *step, kind=kind: kind(*step) for kind in self.kinds]
+        return jax.lax.switch(self.which, branches, key, x, applied, t, context)
+
+
 def default_disturbances(task: Task, guard: Any, ahead: int = 10) -> tuple[Disturbance, ...]:
     """One of each kind, the last one aimed at this guard; none where the task's system is undisturbed.
 
