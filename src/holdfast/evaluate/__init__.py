@@ -12,6 +12,13 @@ from holdfast.evaluate.adversaries import (
 )
 from holdfast.evaluate.attack import attack
 from holdfast.evaluate.attack_result import AttackResult
+from holdfast.evaluate.comparison import (
+    PairedComparison,
+    compare_paired,
+    curve_band,
+    last_against_best,
+    steps_to_share,
+)
 from holdfast.evaluate.coverage import Coverage, Slice, constrained_axes, invariant_slice, measure_coverage
 from holdfast.evaluate.disturbances import (
     Disturbance,
@@ -55,6 +62,7 @@ __all__ = [
     "Invalid",
     "MarginDescent",
     "NoisyPolicy",
+    "PairedComparison",
     "Report",
     "Slice",
     "Trajectories",
@@ -63,8 +71,10 @@ __all__ = [
     "attack",
     "bootstrap_interval",
     "clopper_pearson",
+    "compare_paired",
     "constrained_axes",
     "count_by_constraint",
+    "curve_band",
     "default_adversaries",
     "default_disturbances",
     "environment",
@@ -74,10 +84,12 @@ __all__ = [
     "explain_interventions",
     "interquartile_mean",
     "invariant_slice",
+    "last_against_best",
     "lower_bound",
     "make_report",
     "measure_coverage",
     "rule_of_three",
+    "steps_to_share",
     "summarise",
     "upper_bound",
 ]
