@@ -59,20 +59,24 @@ def test_an_interval_from_one_seed_is_over_starts():
 
 
 def test_sentences_say_what_is_shown_and_what_is_not():
-    baseline = np.full((4, 5), -100.0)
+    baseline = np.full((6, 5), -100.0)
     words = compare_paired(baseline + 1, baseline).sentence(method="Ray mask", baseline="unsafe SHAC")
     assert words.startswith("Ray mask against unsafe SHAC: IQM difference +1.0 %") and words.endswith(
         "not below -5.0 %."
     )
     assert compare_paired(baseline - 9, baseline).sentence().endswith(": below -5.0 %.")
-    wide = compare_paired(baseline + np.array([[-20.0], [20.0], [-20.0], [20.0]]), baseline)
+    wide = compare_paired(baseline + np.array([[-20.0], [20.0]] * 3), baseline)
     assert wide.sentence().endswith("so that is not shown.") and not wide.not_below()
+    few = compare_paired(baseline[:3], baseline[:3]).sentence()
+    assert (
+        "covers less often" in few and "nothing about others" in compare_paired(baseline[:1], baseline[:1]).sentence()
+    )
     diverged = baseline.copy()
     diverged[0, 0] = np.nan
     lost = compare_paired(diverged, baseline)
     assert np.isnan(lost.relative) and not lost.not_below() and "cannot be compared" in lost.sentence()
     assert "cannot be compared" in compare_paired(baseline, 0 * baseline).sentence()
-    with pytest.raises(ValueError, match=r"method \(4, 5\), baseline \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"method \(6, 5\), baseline \(6, 4\)"):
         compare_paired(baseline, baseline[:, :4])
 
 

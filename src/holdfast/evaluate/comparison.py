@@ -11,6 +11,8 @@ from scipy import stats
 
 from holdfast.evaluate.statistics import interquartile_mean
 
+_ENOUGH_SEEDS = 5  # the interval lies between the least and the largest seed: three of them cannot hold the truth often
+
 
 @dataclass(frozen=True)
 class PairedComparison:
@@ -52,10 +54,19 @@ class PairedComparison:
             f"{100 * self.confidence:g} % interval {low} to {high} ({pairs})"
         )
         if self.not_below(limit):
-            return f"{found}: not below {_percent(limit)}."
-        if self.relative_interval[1] < limit:
-            return f"{found}: below {_percent(limit)}."
-        return f"{found}: the interval reaches below {_percent(limit)}, so that is not shown."
+            verdict = f"not below {_percent(limit)}."
+        elif self.relative_interval[1] < limit:
+            verdict = f"below {_percent(limit)}."
+        else:
+            verdict = f"the interval reaches below {_percent(limit)}, so that is not shown."
+        return f"{found}: {verdict}{self._caution()}"
+
+    def _caution(self) -> str:
+        if self.seeds == 1:
+            return " One seed says nothing about others."
+        if self.seeds < _ENOUGH_SEEDS:
+            return f" Fewer than {_ENOUGH_SEEDS} seeds: the interval covers less often than it says."
+        return ""
 
 
 def compare_paired(
@@ -80,8 +91,8 @@ def compare_paired(
         confidence: of the two-sided intervals.
         resamples: resamples with replacement.
         small_sample: widen the percentiles as a t interval with S - 1 degrees of freedom would (Hesterberg 2015,
-            "expanded percentiles"): ten seeds' percentile interval is otherwise too narrow. With one seed, the starts
-            count instead, and the interval says nothing about other seeds.
+            "expanded percentiles"). Where seeds differ most, 95 % intervals of 10, 5 and 3 seeds then hold the truth in
+            0.96, 0.93 and 0.84 of experiments, and else in 0.92, 0.87 and 0.77. With one seed, the starts count instead.
         seed: of numpy's generator, so that a table can be recomputed.
 
     Raises:
