@@ -61,10 +61,10 @@ def test_an_interval_from_one_seed_is_over_starts():
 def test_sentences_say_what_is_shown_and_what_is_not():
     baseline = np.full((6, 5), -100.0)
     words = compare_paired(baseline + 1, baseline).sentence(method="Ray mask", baseline="unsafe SHAC")
-    assert words.startswith("Ray mask against unsafe SHAC: IQM difference +1.0 %") and words.endswith(
-        "not below -5.0 %."
+    assert words.startswith("Ray mask against unsafe SHAC: IQM difference +1.00 %") and words.endswith(
+        "not below -5 %."
     )
-    assert compare_paired(baseline - 9, baseline).sentence().endswith(": below -5.0 %.")
+    assert compare_paired(baseline - 9, baseline).sentence().endswith(": below -5 %.")
     wide = compare_paired(baseline + np.array([[-20.0], [20.0]] * 3), baseline)
     assert wide.sentence().endswith("so that is not shown.") and not wide.not_below()
     few = compare_paired(baseline[:3], baseline[:3]).sentence()

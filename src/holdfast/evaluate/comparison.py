@@ -54,11 +54,11 @@ class PairedComparison:
             f"{100 * self.confidence:g} % interval {low} to {high} ({pairs})"
         )
         if self.not_below(limit):
-            verdict = f"not below {_percent(limit)}."
+            verdict = f"not below {100 * limit:g} %."
         elif self.relative_interval[1] < limit:
-            verdict = f"below {_percent(limit)}."
+            verdict = f"below {100 * limit:g} %."
         else:
-            verdict = f"the interval reaches below {_percent(limit)}, so that is not shown."
+            verdict = f"the interval reaches below {100 * limit:g} %, so that is not shown."
         return f"{found}: {verdict}{self._caution()}"
 
     def _caution(self) -> str:
@@ -256,4 +256,4 @@ def _quantiles(values: np.ndarray, tails: tuple[float, float]) -> tuple[float, f
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+    return f"{100 * share:+.2f} %"

@@ -105,4 +105,4 @@ def _against(found: PairedComparison | None) -> str:
     if not math.isfinite(found.relative):
         return "not comparable"
     low, high = found.relative_interval
-    return f"{percent(found.relative, 2)} ({percent(low, 2)} to {percent(high, 2)})"
+    return f"{percent(found.relative)} ({percent(low)} to {percent(high)})"
