@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from holdfast.evaluate import PairedComparison
 from holdfast.plots.html import NOTHING, number, percent, table, text
 
-_HEAD = (
-    "algorithm",
-    "safeguard",
-    "seeds x steps",
-    "return: IQM (95 %)",
-    "published",
-    "against unsafe: IQM (95 %)",
-    "steps to 95 %",
-    "interventions",
-    "violations: training / evaluation / chosen noise",
-    "time / unsafe",
+# A cell has a main part and a lesser one: in brackets in Markdown, on a small second line in HTML.
+_Cell = tuple[str, str]
+_HEAD: tuple[_Cell, ...] = (
+    ("algorithm", "seeds x steps"),
+    ("safeguard", ""),
+    ("return", "IQM, 95 %"),
+    ("published", ""),
+    ("against unsafe", "IQM, 95 %"),
+    ("steps to 95 %", ""),
+    ("interventions", ""),
+    ("violations", "training / evaluation / chosen noise"),
+    ("time", "of unsafe"),
 )
-_NUMERIC = tuple(range(3, len(_HEAD)))
+_NUMERIC = tuple(range(2, len(_HEAD)))
 
 SAFEGUARD_LEGEND = (
     "Return: interquartile mean of the trained policies' returns over seeds and starts, with a bootstrap 95 % interval. "
@@ -67,30 +68,39 @@ class VariantResult:
 
 def safeguard_markdown(rows: Sequence[VariantResult]) -> str:
     """The table of one task in Markdown, one row a variant, with a line end after each."""
-    lines = [_HEAD, tuple("---:" if i in _NUMERIC else "---" for i in range(len(_HEAD)))]
-    lines += [tuple(cell.replace("|", "\\|") for cell in _cells(row)) for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def line(cells: Sequence[_Cell]) -> list[str]:
+        words = (f"{main} ({lesser})" if lesser else main for main, lesser in cells)
+        return [each.replace("|", "\\|") for each in words]
+
+    rule = ["---:" if i in _NUMERIC else "---" for i in range(len(_HEAD))]
+    lines = [line(_HEAD), rule, *(line(_cells(row)) for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def safeguard_html(rows: Sequence[VariantResult]) -> str:
     """The table of one task as an HTML fragment in the style of the report page; everything in it is escaped."""
-    return table(_HEAD, [[text(cell) for cell in _cells(row)] for row in rows], numeric=_NUMERIC)
+
+    def line(cells: Sequence[_Cell]) -> list[str]:
+        return [f"{text(main)}<br><small>{text(lesser)}</small>" if lesser else text(main) for main, lesser in cells]
+
+    return table(line(_HEAD), [line(_cells(row)) for row in rows], numeric=_NUMERIC)
 
 
-def _cells(row: VariantResult) -> tuple[str, ...]:
+def _cells(row: VariantResult) -> tuple[_Cell, ...]:
     counts = (row.training_violations, row.violations, row.chosen_noise_violations)
     steps = None if row.steps_to_95 is None or not math.isfinite(row.steps_to_95) else int(row.steps_to_95)
+    total = None if counts == (None,) * 3 else sum(count or 0 for count in counts)
     return (
-        row.algorithm,
-        row.safeguard,
-        f"{row.seeds} x {row.steps:,}",
-        f"{_number(row.iqm)} ({_number(row.interval[0])} to {_number(row.interval[1])})",
-        _number(row.published),
+        (row.algorithm, f"{row.seeds} x {row.steps:,}"),
+        (row.safeguard, ""),
+        (_number(row.iqm), f"{_number(row.interval[0])} to {_number(row.interval[1])}"),
+        (_number(row.published), ""),
         _against(row.against_unsafe),
-        _number(steps),
-        NOTHING if row.interventions is None else percent(row.interventions, 2),
-        NOTHING if counts == (None,) * 3 else " / ".join(_number(count) for count in counts),
-        NOTHING if row.relative_time is None else f"{row.relative_time:.2g}x",
+        (_number(steps), ""),
+        (NOTHING if row.interventions is None else percent(row.interventions, 2), ""),
+        (_number(total), "" if total is None else " / ".join(_number(count) for count in counts)),
+        (NOTHING if row.relative_time is None else f"{row.relative_time:.2g}x", ""),
     )
 
 
@@ -99,10 +109,10 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else number(value, 4)
 
 
-def _against(found: PairedComparison | None) -> str:
+def _against(found: PairedComparison | None) -> _Cell:
     if found is None:
-        return NOTHING
+        return NOTHING, ""
     if not math.isfinite(found.relative):
-        return "not comparable"
+        return "not comparable", ""
     low, high = found.relative_interval
-    return f"{percent(found.relative)} ({percent(low)} to {percent(high)})"
+    return percent(found.relative), f"{percent(low)} to {percent(high)}"
