@@ -28,7 +28,7 @@ from holdfast.plots import report_page
 from holdfast.safeguards import Ray, Safeguard, Source
 from holdfast.sets import Box, Polytope
 from holdfast.systems import ClippedFeedback, System
-from holdfast.tasks import RobustSafety, Task, make_task
+from holdfast.tasks import RobustSafety, Task, make_task, reset, rollout
 from holdfast.tasks.limits import limits
 from holdfast.types import Unguarded
 
@@ -76,6 +76,13 @@ class Pond(Task):
 
     def reward(self, x, u, x_next, t, context):
         return -jnp.sum((x_next - 2.0) ** 2)
+
+    def sample_context(self, key):
+        return jnp.outer(jnp.cos(jnp.arange(self.episode_steps)), jnp.array([0.1, -0.1]))
+
+    def disturbance(self, key, t, context):
+        """Recorded: a mild day."""
+        return context[t % self.episode_steps]
 
 
 class Commitment(eqx.Module):
@@ -212,6 +219,15 @@ def test_gradient_chosen_noise_is_the_worst_vertex_of_a_margin_affine_in_it():
     np.testing.assert_allclose(reached, least, atol=1e-12)
 
 
+def test_an_episode_holds_the_vertices_that_were_chosen_for_it():
+    def episode(key):
+        return rollout(POND, UNGUARDED, outwards, reset(POND, UNGUARDED, key), 40, HeldVertices(NOISE))[1].disturbance
+
+    w = np.asarray(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(3), 12)))
+    changes = (np.diff(w, axis=1) != 0).any(axis=2).sum(axis=1)
+    assert changes.min() <= 2 and changes.max() >= 8 and len(np.unique(w[:, 0], axis=0)) == 4
+
+
 def test_noise_for_a_system_without_any():
     lane = make_task("lane-keeping")
     assert default_disturbances(lane, UNGUARDED) == ()
@@ -229,8 +245,9 @@ def test_reports_count_violations_and_lapses_under_each_noise(tmp_path):
         assert results[0].violations.sum() == results[0].lapses.sum() == 0
     assert list(noise) == ["uniform", "vertices", "gradient"]
     assert noise["gradient"][0].worst_margin.min() < noise["uniform"][0].worst_margin.min()
-    # Same starts and the same noise as the task's own, which is uniform, but for how it is drawn.
+    # Same starts as under the task's own noise, which is recorded and far milder.
     np.testing.assert_array_equal(noise["uniform"][0].trajectories.states[:, 0], own[0].trajectories.states[:, 0])
+    assert own[0].worst_margin.min() > noise["uniform"][0].worst_margin.min()
     assert all(found[0].lapses.sum() > 0 and found[0].violations.sum() == 0 for found in deaf_noise.values())
     report = make_report(LAKE, deaf_own, algorithm="shac", safeguard="deaf", seeds=[0], noise=deaf_noise)
     report.write(tmp_path / "report.json")
