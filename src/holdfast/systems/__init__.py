@@ -5,11 +5,14 @@ from holdfast.systems.base import ContinuousSystem, System
 from holdfast.systems.cart_pole import CartPole
 from holdfast.systems.double_integrator import DoubleIntegrator
 from holdfast.systems.feedback import ClippedFeedback
+from holdfast.systems.household import Household
 from holdfast.systems.linearise import linearise
+from holdfast.systems.longitudinal_quadrotor import LongitudinalQuadrotor
 from holdfast.systems.pendulum import Pendulum
 from holdfast.systems.planar_quadrotor import PlanarQuadrotor
 from holdfast.systems.quadrotor import Quadrotor
 from holdfast.systems.rigid_quadrotor import RigidQuadrotor
+from holdfast.systems.seeker import Seeker
 from holdfast.systems.structure import MANIFOLD_TOLERANCE, Spread, Symmetry
 from holdfast.systems.unicycle import Unicycle
 
@@ -19,10 +22,13 @@ __all__ = [
     "ClippedFeedback",
     "ContinuousSystem",
     "DoubleIntegrator",
+    "Household",
+    "LongitudinalQuadrotor",
     "Pendulum",
     "PlanarQuadrotor",
     "Quadrotor",
     "RigidQuadrotor",
+    "Seeker",
     "Spread",
     "Symmetry",
     "System",
