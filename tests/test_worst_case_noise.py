@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from holdfast.backup import InvariantSet
+from holdfast.backup import InvariantSet, RobustMargins
 from holdfast.evaluate import (
     BoundaryHugging,
     GradientChosen,
@@ -25,12 +25,13 @@ from holdfast.evaluate import (
     make_report,
 )
 from holdfast.plots import report_page
-from holdfast.safeguards import Ray, Safeguard, Source
+from holdfast.safeguards import InvariantSource, Ray, Safeguard
 from holdfast.sets import Box, Polytope
 from holdfast.systems import ClippedFeedback, System
 from holdfast.tasks import RobustSafety, Task, make_task, reset, rollout
 from holdfast.tasks.limits import limits
 from holdfast.types import Unguarded
+from invariant_sets_for_tests import INSIDE, SUCCESSOR, TwoAxes, invariant_set
 
 
 class Raft(System):
@@ -40,10 +41,11 @@ class Raft(System):
     input_names: ClassVar = ("u_x", "u_y")
     dt: float = 0.1
     input_box: Box = eqx.field(default_factory=lambda: Box([-1.0, -1.0], [1.0, 1.0]))
+    current: Box = eqx.field(default_factory=lambda: Box([-0.2, -0.4], [0.4, 0.3]))
 
     @property
     def disturbance_box(self):
-        return Box([-0.2, -0.4], [0.4, 0.3])
+        return self.current
 
     def step(self, x, u, w=None):
         return x + self.dt * (u + (0.0 if w is None else w))
@@ -85,55 +87,38 @@ class Pond(Task):
         return context[t % self.episode_steps]
 
 
-class Commitment(eqx.Module):
-    certified: jax.Array
-    margin: jax.Array
+class Jetty(Task):
+    """The two axes of the test platform, their inputs askew, within the feasible box of its invariant set."""
 
-
-class RobustSource(Source):
-    """What a robust source has to do, for a system affine in u and w: a double for the one in `safeguards`.
-
-    `believed`: 1 allows for all of the noise; 0 is the sabotage, rows without it.
-    """
-
-    invariant: InvariantSet
-    believed: float = eqx.field(static=True, default=1.0)
+    name: ClassVar = "jetty"
+    episode_steps: ClassVar = 40
+    system: TwoAxes = eqx.field(default_factory=TwoAxes)
+    state_box: Box = eqx.field(default_factory=lambda: Box(-np.ones(4), np.ones(4)))
 
     @property
-    def input_box(self):
-        return self.invariant.system.input_box
+    def safe_set(self):
+        return limits(**{name: (i, -1.0, 1.0, "") for i, name in enumerate(self.system.state_names)})
 
-    def init(self, x):
-        margin = jnp.min(self.invariant.region.margin(x))
-        return Commitment(jnp.all(self.invariant.region.margin(x) >= 0), margin)
+    def sample_start(self, key):
+        return self.state_box.sample(key)
 
-    def standing(self, x, commitment):
-        return self.init(x)
-
-    def rows(self, x, u):
-        box, region = self.invariant.system.disturbance_box, self.invariant.region
-        still = region.margin(self.invariant.system.step(x, u, jnp.asarray(box.centre, x.dtype)))
-        reach = self.invariant.system.dt * np.abs(region.normals) @ box.half_widths
-        return still - jnp.asarray(self.believed * reach + 1e-6, x.dtype)
-
-    def check(self, x, u):
-        rows = self.rows(x, u)
-        return Commitment(jnp.all(rows >= 0), jnp.min(rows))
-
-    def fallback(self, x, commitment):
-        return self.invariant.controller(x)
-
-    def after_fallback(self, commitment):
-        return commitment
+    def reward(self, x, u, x_next, t, context):
+        return -jnp.sum(x_next**2)
 
 
-def guarded(task, believed=1.0):
-    invariant = InvariantSet(task.system, task.safety.region, task.safety.controller)
-    return Safeguard(RobustSource(invariant, believed), (Ray(),))
+def guarded(invariant, deaf=False):
+    """A safeguard of the set; a deaf one believes that the disturbance is always the centre of its box."""
+    if deaf:
+        centre = invariant.system.disturbance_box.centre
+        name = "current" if isinstance(invariant.system, Raft) else "disturbance"
+        system = dataclasses.replace(invariant.system, **{name: Box(centre, centre)})
+        invariant = InvariantSet(system, invariant.region, invariant.controller)
+    return Safeguard(InvariantSource(invariant, RobustMargins(INSIDE, SUCCESSOR, 0.0)), (Ray(),))
 
 
 POND, LAKE = Pond(), Pond(3.0)
-GUARD, DEAF = guarded(POND), guarded(POND, believed=0.0)
+INVARIANT = InvariantSet(POND.system, POND.safety.region, POND.safety.controller)
+GUARD, DEAF = guarded(INVARIANT), guarded(INVARIANT, deaf=True)
 NOISE = POND.system.disturbance_box
 UNGUARDED = Unguarded(jnp.asarray(POND.system.input_box.lower), jnp.asarray(POND.system.input_box.upper))
 
@@ -174,6 +159,20 @@ def test_a_safeguard_that_ignores_noise_is_found_out_by_every_kind_of_noise(foun
     assert first["noise"] in shares
     x_next = POND.system.step(*(jnp.asarray(first[name]) for name in ("x", "applied", "disturbance")))
     np.testing.assert_allclose(first["x_next"], x_next, rtol=1e-5, atol=1e-6)
+
+
+def test_facets_askew_and_coupled_noise_are_withstood_or_found_out_too():
+    def run(deaf, steps):
+        guard = guarded(invariant_set(2), deaf)
+        adversaries = [each for each in default_adversaries(Jetty(), guard) if each.name in ("corners", "boundary")]
+        return attack(Jetty(), guard, steps=steps, batch=90, adversaries=adversaries, dtype=jnp.float32)
+
+    held, lost = run(False, 30_000), run(True, 5_000)
+    assert held.violations == 0 and held.certified_steps == held.steps
+    assert held.statuses["corrected"] > 1000
+    for name, each in lost.disturbances.items():
+        assert each["certified_steps"] < each["steps"], name
+    assert lost.violations > 0 and lost.statuses["uncertified"] > 0
 
 
 def test_leaving_the_certified_set_is_counted_where_nothing_is_violated_yet():
