@@ -32,7 +32,7 @@ def main() -> None:
     ).to_json()
     rows = [
         (name, each["steps"], each["violations"], each["certified_steps"], min(each["worst_margin"].values()))
-        for name, each in found["adversaries"].items()
+        for name, each in (found["adversaries"] | {f"noise: {k}": v for k, v in found["disturbances"].items()}).items()
     ]
     print_table(("adversary", "steps", "violations", "holding a plan", "worst margin"), rows)
     print(f"{found['steps']:,} steps, {found['violations']} violations, {found['microseconds_per_step']:.2f} us a step")

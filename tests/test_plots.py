@@ -14,13 +14,19 @@ import pytest
 from PIL import Image
 
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet, design_base_controller
-from holdfast.evaluate import Slice, Trajectories
+from holdfast.evaluate import Slice, Trajectories, compare_paired
 from holdfast.plots import (
     DARK,
     LIGHT,
+    SAFEGUARD_LEGEND,
+    Curve,
+    VariantResult,
+    learning_curves_figure,
     learning_figure,
     margin_figure,
     render_episode,
+    safeguard_html,
+    safeguard_markdown,
     slice_figure,
     to_png,
     to_svg,
@@ -279,3 +285,72 @@ def test_lane_keeping_scene_moves_with_the_car(trajectories):
     first, later = (TASK.scene(trajectories.states[0], t, (), {}) for t in (0, STEPS))
     assert first.window == later.window and len(first.shapes) == len(later.shapes)
     assert later.shapes[-2].centre == (0.0, pytest.approx(trajectories.states[0, -1, 0]))
+
+
+def sample_curves(published=None):
+    rng, steps = np.random.default_rng(0), np.linspace(0, 60_000, 7)
+    returns = -10 - 90 * np.exp(-steps / 10_000)[:, None] + rng.normal(size=(7, 5))
+    returns[0, 0] = np.nan
+    return {"none": Curve(steps, returns), "ray mask": Curve(steps, returns - 2, published)}
+
+
+@pytest.mark.parametrize("width", ["wide", "narrow"])
+def test_learning_curves_name_variants_seeds_and_published_values(width):
+    panels = {"balance-pendulum": sample_curves(-8.4), "balance-quadrotor": sample_curves(-900.0)}
+    panels["balance-quadrotor"]["alone"] = Curve(np.array([0.0, 1.0]), np.array([[-50.0], [-40.0]]))
+    figure = learning_curves_figure(panels, theme=DARK, width=width, y_limits={"balance-pendulum": (-40, 0)})
+    assert legend_labels(figure) == {"none", "ray mask", "alone", "published, final"}
+    assert {"environment steps", "episode return"} <= axis_labels(figure)
+    first, second = figure.axes[:2]
+    assert first.get_title("left").endswith("of 5 seeds") and second.get_title("left").endswith("of 1 to 5 seeds")
+    dashed = [line.get_ydata()[0] for line in first.lines if line.get_linestyle() == "--"]
+    assert dashed == [-8.4] and first.get_ylim() == (-40, 0)
+    # Far away: written, or it would flatten the curves.
+    assert not any(line.get_linestyle() == "--" for line in second.lines) and second.get_ylim()[0] > -200
+    assert any("ray mask −900" in words.get_text() for words in second.texts)
+    colours = {line.get_label(): line.get_color() for ax in figure.axes for line in ax.lines}
+    assert len({colours[name] for name in ("none", "ray mask", "alone")}) == 3
+    assert to_png(figure, dpi=40).startswith(b"\x89PNG")
+
+
+def test_learning_curves_need_curves_that_fit():
+    with pytest.raises(ValueError, match=r"steps \(3,\), returns \(4, 2\)"):
+        Curve(np.zeros(3), np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="no curve"):
+        learning_curves_figure({"pendulum": {}})
+
+
+def test_the_table_of_safeguards_says_what_was_measured_and_what_was_not():
+    rng = np.random.default_rng(1)
+    unsafe = -8.4 + 0.01 * rng.normal(size=(10, 20))
+    against = compare_paired(unsafe * 1.02, unsafe)
+    rows = [
+        VariantResult("SHAC", "none", 10, 100_000, -8.4, (-8.45, -8.38), published=-8.78, violations=1234),
+        VariantResult(
+            "SHAC",
+            "ray <mask> | linear",
+            10,
+            100_000,
+            -8.57,
+            (-8.6, -8.5),
+            against_unsafe=against,
+            steps_to_95=22_000.0,
+            interventions=0.0213,
+            training_violations=0,
+            violations=0,
+            chosen_noise_violations=0,
+            relative_time=1.742,
+        ),
+    ]
+    head, rule, first, second = safeguard_markdown(rows).splitlines()
+    assert head.count(" | ") == rule.count(" | ") == first.count(" | ") == second.count(" | ") == 8
+    assert "−8.4 (−8.45 to −8.38)" in first and "| −8.78 |" in first and "1,234 (– / 1,234 / –)" in first
+    assert (
+        "ray <mask> \\| linear" in second and "0 (0 / 0 / 0)" in second and "| 22,000 |" in second and "1.7x" in second
+    )
+    assert "| −2\u202f% (−" in second and "| 2.1\u202f% |" in second
+    page = safeguard_html(rows)
+    assert "ray &lt;mask&gt; | linear" in page and "<br><small>−8.6 to −8.5</small>" in page
+    assert page.count("<tr>") == 3 and "chosen noise" in page and "Violations:" in SAFEGUARD_LEGEND
+    lost = compare_paired(np.full((2, 2), np.nan), np.ones((2, 2)))
+    assert "not comparable" in safeguard_markdown([VariantResult("PPO", "x", 3, 1, np.nan, (np.nan,) * 2, None, lost)])

@@ -139,13 +139,21 @@ def print_attack(found: dict[str, Any]) -> None:
     table = Table(title_justify="left")
     for heading in ("adversary", "steps", "violations", "held a plan", "worst margin"):
         table.add_column(heading)
-    for name, each in found["adversaries"].items():
+    noise = {f"noise: {name}": each for name, each in found["disturbances"].items()}
+    for name, each in (found["adversaries"] | noise).items():
         worst = min(each["worst_margin"].values())
         row = (f"{each['steps']:,}", f"{each['violations']:,}", f"{each['certified_steps']:,}", f"{worst:.3g}")
         table.add_row(name, *row)
     output.print(table)
     for name, value in found.items():
-        if name not in ("violations", "steps", "certified_steps", "plants", "adversaries") and value not in (
+        if name not in (
+            "violations",
+            "steps",
+            "certified_steps",
+            "plants",
+            "adversaries",
+            "disturbances",
+        ) and value not in (
             [],
             {},
             None,
@@ -176,6 +184,9 @@ def print_report(report: Any) -> None:
         f"{safety['interventions']:,} interventions, {safety['uncertified_starts']} uncertified starts",
         highlight=False,
     )
+    for name, seen in safety.get("noise", {}).items():
+        words = f"noise {name}: {seen['violations']} violations and {seen['lapses']} lapsed promises in {seen['steps']:,} steps"
+        output.print(words, highlight=False)
     if report.training_safety:
         seen = report.training_safety
         output.print(f"{seen['violations']} violations in {seen['steps']:,} guarded training steps", highlight=False)

@@ -15,6 +15,7 @@ from holdfast.cli.training import Trained, training_safety
 from holdfast.evaluate import (
     EpisodeResults,
     Report,
+    evaluate_noise,
     evaluate_seeds,
     explain_interventions,
     invariant_slice,
@@ -74,6 +75,7 @@ def evaluate_run(
     with watch("evaluate"):
         progress(f"{episodes} episodes for each of {config.seeds} seed{'s' * (config.seeds > 1)}")
         results = evaluate_seeds(task, guards, policies, seed=seed, episodes=episodes)
+        noise = evaluate_noise(task, guards, policies, seed=seed, episodes=episodes)
         progress("how much is certified")
         looked_at = _certified_sets(trained)
         coverage = measure_coverage(task, *looked_at[:2], acceptance=looked_at[2], samples=samples)
@@ -95,6 +97,7 @@ def evaluate_run(
         certificate=certificate if isinstance(guards[0], Safeguard) else None,
         published=task.published or None,
         optimal_control=task.optimal_control or None,
+        noise=noise,
         notes=[
             *finished,
             *unguarded,

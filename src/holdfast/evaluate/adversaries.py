@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from holdfast.sets import Box
-from holdfast.tasks import Task
+from holdfast.tasks import Task, plant_step
 
 Look = Callable[[Float[Array, " n"], Float[Array, " m"]], tuple[Float[Array, ""], Bool[Array, ""]]]
 Rows = Callable[[Float[Array, " n"], Float[Array, " m"]], Float[Array, " R"]]
@@ -182,7 +182,7 @@ def attack_surface(task: Task, guard: Any, ahead: int = 10) -> tuple[Rows, Look]
     source = getattr(guard, "source", None)
     if source is not None:
         return source.rows, _SourceLook(source)
-    rows = _HeldMargins(task, ahead)
+    rows = HeldMargins(task, ahead)
     return rows, _HeldLook(rows)
 
 
@@ -194,20 +194,33 @@ class _SourceLook(eqx.Module):
         return commitment.margin, commitment.certified
 
 
-class _HeldMargins(eqx.Module):
+class HeldMargins(eqx.Module):
+    """The safe set's margins while u and w are held: (x, u, w) -> [ahead * p]; w is its box's centre where not given.
+
+    Attributes:
+        task: gives the system and the safe set.
+        ahead: steps for which they are held.
+    """
+
     task: Task
     ahead: int = eqx.field(static=True)
 
-    def __call__(self, x, u):
+    def __call__(
+        self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
+    ) -> Float[Array, " R"]:
+        box = self.task.system.disturbance_box
+        if w is None:
+            w = jnp.zeros(0, x.dtype) if box is None else jnp.asarray(box.centre, x.dtype)
+
         def advance(x, _):
-            x = self.task.system.step(x, u)
+            x = plant_step(self.task, x, u, w)
             return x, self.task.safe_set.margin(x)
 
         return jax.lax.scan(advance, x, None, length=self.ahead)[1].reshape(-1)
 
 
 class _HeldLook(eqx.Module):
-    rows: _HeldMargins
+    rows: HeldMargins
 
     def __call__(self, x, u):
         return jnp.min(self.rows(x, u)), jnp.asarray(True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import equinox as eqx
@@ -13,66 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from holdfast.evaluate.adversaries import Adversary, default_adversaries
+from holdfast.evaluate.attack_result import AttackResult, conditions_of, names_of
+from holdfast.evaluate.disturbances import Disturbance, default_disturbances, invariant_region
 from holdfast.evaluate.episodes import split
-from holdfast.evaluate.strict_json import encode
-from holdfast.tasks import Task
+from holdfast.tasks import Task, plant_step
 from holdfast.types import Guard, Status
 
 _LOOK_EVERY = 32  # steps between two looks at the device: seldom enough to keep it busy, often enough for a clock
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What the adversaries achieved. `to_json` gives plain values.
-
-    Attributes:
-        task: its name.
-        seed: of starts, adversaries and noise.
-        steps: attacked plant steps, all plants together.
-        plants: closed loops that ran side by side, `steps / plants` steps each, without resets unless diverged.
-        violations: samples with a margin < 0 (no tolerance) or a number that is not finite.
-        violating_plants: closed loops with at least one violation.
-        worst_margin: smallest margin of each constraint by name; -inf where a state was not finite.
-        statuses: steps by the name of their `Status`.
-        certified_steps: steps after which the guard held a committed certified plan.
-        uncertified_starts: task starts that the guard could not certify; a certified state took their place.
-        diverged: steps whose successor was not finite; that plant was set back to its start.
-        adversaries: by name, {plants, steps, violations, violating_plants, certified_steps, worst_margin}.
-        examples: first violations of some plants, at least one of each adversary that succeeded, as {adversary, step,
-            x, proposed, applied, x_next}.
-        outside_certificate: whether the attack went beyond what any certificate covers (model error, noise, delay).
-        conditions: in plain words, under what conditions this was measured.
-        precision: float type of plant and safeguard.
-        seconds, compile_seconds: wall time.
-    """
-
-    task: str
-    seed: int
-    steps: int
-    plants: int
-    violations: int
-    violating_plants: int
-    worst_margin: dict[str, float]
-    statuses: dict[str, int]
-    certified_steps: int
-    uncertified_starts: int
-    diverged: int
-    adversaries: dict[str, dict]
-    examples: list[dict]
-    outside_certificate: bool
-    conditions: str
-    precision: str
-    seconds: float
-    compile_seconds: float
-
-    @property
-    def microseconds_per_step(self) -> float:
-        """Wall time of one attacked step of one plant, us."""
-        return 1e6 * self.seconds / self.steps
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; a number that is not finite is null, and `non_finite` says where and which."""
-        return encode(asdict(self) | {"microseconds_per_step": self.microseconds_per_step})
 
 
 class _Plants(eqx.Module):
@@ -84,6 +30,7 @@ class _Plants(eqx.Module):
     reset: Any
     violations: Any
     certified: Any
+    lapsed: Any
     diverged: Any
     worst: Any
     statuses: Any
@@ -91,6 +38,7 @@ class _Plants(eqx.Module):
     first_x: Any
     first_proposed: Any
     first_applied: Any
+    first_disturbance: Any
     first_next: Any
 
 
@@ -101,6 +49,7 @@ def attack(
     steps: int,
     seed: int = 0,
     adversaries: Sequence[Adversary] | None = None,
+    disturbances: Sequence[Disturbance] | None = None,
     batch: int = 1024,
     policy: Callable | None = None,
     model_error: float = 0.0,
@@ -121,7 +70,9 @@ def attack(
         steps: attacked steps of all plants together, rounded up to a multiple of the number of plants.
         seed: of everything random.
         adversaries: `default_adversaries` where None. They share the plants evenly.
-        batch: number of plants; at least one for each adversary.
+        disturbances: who chooses the disturbance within the system's box, whatever the task's own noise;
+            `default_disturbances` where None. They share the plants of every adversary evenly.
+        batch: number of plants; at least one for each pair of adversaries.
         policy: a trained policy, attacked with noise on its actions (only with the default adversaries).
         model_error: the plant's inputs act as u (1 +- model_error), sign drawn for each plant and input.
         noise: the safeguard sees x + noise * (half-widths of task.state_box) * U(-1, 1).
@@ -141,8 +92,16 @@ def attack(
     dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
     if adversaries is None:
         adversaries = default_adversaries(task, safeguard, policy)
-    batch = max(batch, len(adversaries))
+    if disturbances is None:
+        disturbances = default_disturbances(task, safeguard)
+    if disturbances and task.system.disturbance_box is None:
+        raise ValueError(
+            f"attack: disturbances for task {task.name!r}, whose system has no disturbance_box; leave them out"
+        )
+    batch = max(batch, len(adversaries) * max(1, len(disturbances)))
     shares = [len(part) for part in np.array_split(np.arange(batch), len(adversaries))]
+    # In turns within every adversary's share, so that each meets all the noise.
+    turns = np.concatenate([np.arange(share) % max(1, len(disturbances)) for share in shares])
 
     begin = time.perf_counter()
     start_key, plant_key, control_key = jax.random.split(jax.random.key(seed), 3)
@@ -150,15 +109,21 @@ def attack(
     plants = _initial(task, x, delay, dtype)
     (arrays, static) = split(safeguard, tuple(adversaries))
     control = _control_program(task, static, shares, noise)
-    step_plants = _plant_program(task, model_error, dtype)
+    noise_arrays, noise_static = split(tuple(disturbances))
+    step_plants = _plant_program(task, model_error, noise_static, turns, dtype)
     t = jnp.zeros((), jnp.int32)
     proposed = jnp.zeros((batch, task.system.input_size), dtype)
     control = jax.jit(control).lower(arrays, guard_state, guard_state, plants.reset, x, proposed, t, control_key)
     control = control.compile()
     answer, _ = jax.eval_shape(jax.vmap(safeguard.step), guard_state, x, proposed)
     certified = jax.ShapeDtypeStruct((batch,), bool)
-    step_plants = jax.jit(step_plants).lower(plants, proposed, answer.action, answer.status, certified, t, plant_key)
+    step_plants = jax.jit(step_plants).lower(
+        noise_arrays, plants, proposed, answer.action, answer.status, certified, t, plant_key
+    )
     step_plants = step_plants.compile()
+    recertified = invariant_region(safeguard) is not None
+    if recertified:
+        look_again = jax.jit(_recertification(safeguard)).lower(plants, certified).compile()
     compiled = time.perf_counter()
 
     rounds = -(-steps // batch)
@@ -168,7 +133,9 @@ def attack(
         guard_state, proposed, action, status, certified = control(
             arrays, guard_state, first_guard_state, plants.reset, plants.x, proposed, t, control_key
         )
-        plants = step_plants(plants, proposed, action, status, certified, t, plant_key)
+        plants = step_plants(noise_arrays, plants, proposed, action, status, certified, t, plant_key)
+        if recertified:
+            plants = look_again(plants, certified)
         if k % _LOOK_EVERY == _LOOK_EVERY - 1:
             plants.violations.block_until_ready()
             so_far = int(np.sum(np.asarray(plants.violations), dtype=np.int64))
@@ -178,7 +145,9 @@ def attack(
     plants = jax.device_get(plants)
     seconds = time.perf_counter() - compiled
 
-    outside, conditions = _conditions(task, safeguard, model_error, noise, delay)
+    outside, conditions = conditions_of(task, safeguard, disturbances, model_error, noise, delay)
+    who = np.repeat(names_of(adversaries), shares)
+    noisy = np.array(names_of(disturbances))[turns] if disturbances else np.array([])
     return AttackResult(
         task=task.name,
         seed=seed,
@@ -188,8 +157,9 @@ def attack(
         statuses={s.name: int(plants.statuses[:, s].sum(dtype=np.int64)) for s in Status},
         uncertified_starts=uncertified,
         diverged=int(plants.diverged.sum(dtype=np.int64)),
-        adversaries=_by_adversary(task, plants, adversaries, shares, rounds),
-        examples=_examples(plants, adversaries, shares),
+        adversaries=_by_name(task, plants, who, rounds),
+        disturbances=_by_name(task, plants, noisy, rounds),
+        examples=_examples(plants, who, noisy),
         outside_certificate=outside,
         conditions=conditions,
         precision=np.dtype(dtype).name,
@@ -234,9 +204,12 @@ def _initial(task: Task, x, delay: int, dtype) -> _Plants:
     margins = jax.vmap(task.safe_set.margin)(x)
     zeros, off = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
     action = jnp.zeros((batch, m), dtype)
+    box = task.system.disturbance_box
+    still = jnp.zeros((batch, 0 if box is None else box.dimension), dtype)
     rest = jnp.broadcast_to(jnp.asarray(task.system.equilibrium()[1], dtype)[None, None], (batch, delay, m))
     statuses = jnp.zeros((batch, len(Status)), jnp.int32)
-    return _Plants(x, x, rest, off, zeros, zeros, zeros, margins, statuses, zeros - 1, x, action, action, x)
+    counts = zeros, zeros, zeros, zeros
+    return _Plants(x, x, rest, off, *counts, margins, statuses, zeros - 1, x, action, action, still, x)
 
 
 def _control_program(task: Task, static, shares: list[int], noise: float):
@@ -264,12 +237,12 @@ def _control_program(task: Task, static, shares: list[int], noise: float):
     return control
 
 
-def _plant_program(task: Task, model_error: float, dtype):
-    """One step of all plants, with model error, delay and noise in the last place; and the counting."""
+def _plant_program(task: Task, model_error: float, noise_static, turns: np.ndarray, dtype):
+    """One step of all plants, with their disturbances, model error, delay and noise in the last place; and the counting."""
     system = task.system
 
-    def advance(x, u, key):
-        stepped = system.step(x, u)
+    def advance(x, u, w, key):
+        stepped = plant_step(task, x, u, w)
         direction = jax.random.randint(key, stepped.shape, -1, 2)
         target = jnp.where(direction > 0, jnp.inf, -jnp.inf).astype(stepped.dtype)
         moved = jnp.where(direction == 0, stepped, jnp.nextafter(stepped, target))
@@ -277,7 +250,20 @@ def _plant_program(task: Task, model_error: float, dtype):
         # What the system clips stays clipped: noise that its own post_step takes back exactly is taken back.
         return moved if post_step is None else jnp.where(post_step(moved) == stepped, stepped, moved)
 
-    def step_plants(plants: _Plants, proposed, action, status, certified, t, key):
+    def disturb(noise_arrays, x, applied, t, key):
+        (disturbances,) = eqx.combine(noise_arrays, noise_static)
+        box = system.disturbance_box
+        w = jnp.zeros((x.shape[0], 0 if box is None else box.dimension), dtype)
+        # What was recorded gives way to what is chosen: one context does for all.
+        context = task.sample_context(jax.random.key(0)) if disturbances else ()
+        for i, choose in enumerate(disturbances):
+            rows = np.flatnonzero(turns == i)
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+            chosen = jax.vmap(choose, in_axes=(0, 0, 0, None, None))(keys, x[rows], applied[rows], t, context)
+            w = w.at[rows].set(jax.vmap(box.clip)(chosen.astype(dtype)))
+        return w
+
+    def step_plants(noise_arrays, plants: _Plants, proposed, action, status, certified, t, key):
         batch = action.shape[0]
         queue = jnp.concatenate([plants.pending, action[:, None]], axis=1)
         applied, pending = queue[:, 0], queue[:, 1:]
@@ -285,8 +271,9 @@ def _plant_program(task: Task, model_error: float, dtype):
             # One draw for the whole attack: a wrong model stays wrong in the same way.
             sign = jax.random.rademacher(jax.random.fold_in(key, 2**31), applied.shape, dtype)
             applied = applied * (1 + model_error * sign)
+        w = disturb(noise_arrays, plants.x, applied, t, jax.random.fold_in(key, 2**31 + 1))
         keys = jax.random.split(jax.random.fold_in(key, t), batch)
-        x_next = jax.vmap(advance)(plants.x, applied, keys)
+        x_next = jax.vmap(advance)(plants.x, applied, w, keys)
         margins = jax.vmap(task.safe_set.margin)(x_next)
         finite = jnp.all(jnp.isfinite(x_next), axis=1)
         violates = ~(jnp.all(margins >= 0, axis=1) & finite)
@@ -300,6 +287,7 @@ def _plant_program(task: Task, model_error: float, dtype):
             reset=~finite,
             violations=plants.violations + violates,
             certified=plants.certified + certified,
+            lapsed=plants.lapsed,
             diverged=plants.diverged + ~finite,
             worst=jnp.minimum(plants.worst, seen),
             statuses=plants.statuses + (status[:, None] == jnp.arange(len(Status))[None]),
@@ -307,10 +295,24 @@ def _plant_program(task: Task, model_error: float, dtype):
             first_x=_select(first, plants.x, plants.first_x),
             first_proposed=_select(first, proposed, plants.first_proposed),
             first_applied=_select(first, applied, plants.first_applied),
+            first_disturbance=_select(first, w, plants.first_disturbance),
             first_next=_select(first, x_next, plants.first_next),
         )
 
     return step_plants
+
+
+def _recertification(guard: Guard):
+    """Counts the promises that did not come true: the guard held one, and the new state is not certified anew.
+
+    A program of its own: what it sees is what was stored, as the safeguard will.
+    """
+
+    def look_again(plants: _Plants, certified):
+        again = jax.vmap(guard.init)(plants.x).certified & ~plants.reset
+        return eqx.tree_at(lambda p: p.lapsed, plants, plants.lapsed + (certified & ~again))
+
+    return look_again
 
 
 def _select(mask, yes, no):
@@ -320,33 +322,35 @@ def _select(mask, yes, no):
     return jax.tree.map(pick, yes, no)
 
 
-def _totals(task: Task, plants: _Plants, rows: slice = slice(None)) -> dict:
+def _totals(task: Task, plants: _Plants, rows: Any = slice(None)) -> dict:
     worst = plants.worst[rows].min(axis=0)
     return {
         "violations": int(plants.violations[rows].sum(dtype=np.int64)),
         "violating_plants": int(np.sum(plants.violations[rows] > 0)),
-        "certified_steps": int(plants.certified[rows].sum(dtype=np.int64)),
+        "certified_steps": int((plants.certified - plants.lapsed)[rows].sum(dtype=np.int64)),
         "worst_margin": dict(zip(constraint_names(task, worst.shape[0]), map(float, worst))),
     }
 
 
-def _by_adversary(task: Task, plants: _Plants, adversaries, shares, rounds: int) -> dict[str, dict]:
-    found, stop = {}, 0
-    for adversary, share in zip(adversaries, shares):
-        rows, stop = slice(stop, stop + share), stop + share
-        name = adversary.name
-        while name in found:
-            name += "'"
-        found[name] = {"plants": share, "steps": share * rounds} | _totals(task, plants, rows)
+def _by_name(task: Task, plants: _Plants, names: np.ndarray, rounds: int) -> dict[str, dict]:
+    """What happened to the plants under each of the names, one name a plant."""
+    found = {}
+    for name in dict.fromkeys(names):
+        rows = np.flatnonzero(names == name)
+        found[str(name)] = {"plants": rows.size, "steps": rows.size * rounds} | _totals(task, plants, rows)
     return found
 
 
-def _examples(plants: _Plants, adversaries, shares) -> list[dict]:
-    names = np.repeat([adversary.name for adversary in adversaries], shares)
+def _examples(plants: _Plants, names: np.ndarray, noisy: np.ndarray) -> list[dict]:
     violating = np.flatnonzero(plants.first_step >= 0)
     # One of each adversary first, then others, up to as many as there are adversaries and at least five.
     _, distinct = np.unique(names[violating], return_index=True)
-    chosen = np.concatenate([violating[np.sort(distinct)], np.delete(violating, distinct)])[: max(5, len(shares))]
+    most = max(5, len(set(names)))
+    chosen = np.concatenate([violating[np.sort(distinct)], np.delete(violating, distinct)])[:most]
+
+    def noise(row):
+        return {"noise": str(noisy[row]), "disturbance": plants.first_disturbance[row].tolist()} if noisy.size else {}
+
     return [
         {
             "adversary": str(names[row]),
@@ -356,28 +360,9 @@ def _examples(plants: _Plants, adversaries, shares) -> list[dict]:
             "applied": plants.first_applied[row].tolist(),
             "x_next": plants.first_next[row].tolist(),
         }
+        | noise(row)
         for row in chosen
     ]
-
-
-def _conditions(task: Task, guard: Guard, model_error: float, noise: float, delay: int) -> tuple[bool, str]:
-    beyond = []
-    if model_error:
-        beyond.append(f"inputs off by {model_error:.3g} of their value")
-    if noise:
-        beyond.append(f"measured states off by up to {noise:.3g} of the state box's half-widths")
-    if delay:
-        beyond.append(f"actions {delay} step(s) ({delay * task.system.dt:.3g} s) late")
-    usual = "Plant and safeguard ran as separate programs, with noise of one unit in the last place on every state."
-    if not hasattr(guard, "source"):
-        return bool(beyond), " ".join(["No safeguard was in the loop.", usual, *_sentence(beyond)])
-    return bool(beyond), " ".join([usual, *_sentence(beyond)])
-
-
-def _sentence(beyond: list[str]) -> list[str]:
-    if not beyond:
-        return []
-    return [f"Outside the certificate, which promises nothing here: {', '.join(beyond)}."]
 
 
 def constraint_names(task: Task, count: int) -> tuple[str, ...]:

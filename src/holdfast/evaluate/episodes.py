@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from holdfast.backup import AcceptanceMargins
-from holdfast.tasks import Task, reset, rollout
+from holdfast.evaluate.disturbances import OneOf, default_disturbances, invariant_region
+from holdfast.tasks import Disturb, Task, reset, rollout
 from holdfast.types import Guard, Status
 
 INTERVENED = (Status.corrected, Status.fell_back, Status.bad_action, Status.bad_state)
@@ -60,6 +61,9 @@ class EpisodeResults:
         statuses: steps by `Status`, shape [E, 7].
         uncertified_starts: starts where the guard could promise nothing, shape [E]; such episodes are run and counted
             like all others. False throughout without a safeguard, whose steps all say `unguarded`.
+        lapses: samples of an episode with a certified start at which the promise did not hold any more, shape [E]: the
+            step says `uncertified`, or the guard keeps an invariant set and the state is not certified anew. Zero, or
+            the plant is not what the certificate is about.
         steps: steps of an episode.
         seed: of the start states.
         trajectories: the first few episodes whole.
@@ -72,6 +76,7 @@ class EpisodeResults:
     diverged: np.ndarray
     statuses: np.ndarray
     uncertified_starts: np.ndarray
+    lapses: np.ndarray
     steps: int
     seed: int
     trajectories: Trajectories
@@ -108,6 +113,7 @@ class Evaluator:
         keep: episodes whose trajectories are kept, at most `batch`.
         steps: length of an episode, the task's own by default.
         dtype: float type of the states, JAX's default one by default.
+        disturb: chooses the disturbance in place of the task; see `holdfast.evaluate.default_disturbances`.
     """
 
     def __init__(
@@ -120,21 +126,27 @@ class Evaluator:
         keep: int = 4,
         steps: int | None = None,
         dtype=None,
+        disturb: Disturb | None = None,
     ):
         if batch < 1 or keep < 1:
             raise ValueError(f"Evaluator: batch = {batch}, keep = {keep}; give at least one episode each")
         self.task, self.batch, self.keep = task, batch, min(keep, batch)
         self.steps = task.episode_steps if steps is None else steps
-        self.dtype = dtype
+        self.dtype, self.disturb = dtype, disturb
         self.compile_seconds = 0.0
         self._static = None
-        self._compile(*split(guard, policy))
+        self._compile(*split(guard, policy, disturb))
 
-    def __call__(self, guard: Guard, policy: Callable, *, seed: int, episodes: int) -> EpisodeResults:
-        """Runs `episodes` episodes, in batches of one size: the last one is filled up and the surplus dropped."""
+    def __call__(
+        self, guard: Guard, policy: Callable, *, seed: int, episodes: int, disturb: Disturb | None = None
+    ) -> EpisodeResults:
+        """Runs `episodes` episodes, in batches of one size: the last one is filled up and the surplus dropped.
+
+        `disturb` takes the place of the evaluator's own; one that differs in its JAX arrays only needs no new program.
+        """
         if episodes < 1:
             raise ValueError(f"Evaluator: episodes = {episodes}; give at least one")
-        arrays, static = split(guard, policy)
+        arrays, static = split(guard, policy, self.disturb if disturb is None else disturb)
         if not eqx.tree_equal(static, self._static):
             self._compile(arrays, static)
         start = time.perf_counter()
@@ -163,8 +175,8 @@ class Evaluator:
     def _compile(self, arrays, static) -> None:
         # Parameters are arguments; boxes and other numpy constants stay constants: they are rounded inwards that way.
         def run(arrays, key, index):
-            guard, policy = eqx.combine(arrays, static)
-            summary, whole = jax.vmap(lambda i: self._episode(guard, policy, jax.random.fold_in(key, i)))(index)
+            parts = eqx.combine(arrays, static)
+            summary, whole = jax.vmap(lambda i: self._episode(*parts, jax.random.fold_in(key, i)))(index)
             return summary, jax.tree.map(lambda leaf: leaf[: self.keep], whole)
 
         start = time.perf_counter()
@@ -173,10 +185,10 @@ class Evaluator:
         self._static = static
         self.compile_seconds += time.perf_counter() - start
 
-    def _episode(self, guard, policy, key):
+    def _episode(self, guard, policy, disturb, key):
         task = self.task
         start = reset(task, guard, key, self.dtype)
-        _, steps = rollout(task, guard, policy, start, self.steps)
+        _, steps = rollout(task, guard, policy, start, self.steps, disturb)
         states = jnp.concatenate([start.x[None], steps.x_next])
         margins = jnp.concatenate([task.safe_set.margin(start.x)[None], steps.margin])
         finite = jnp.all(jnp.isfinite(states), axis=1)
@@ -184,13 +196,18 @@ class Evaluator:
         # XLA's min drops NaN, so a state that is not finite says -inf instead.
         seen = jnp.where(finite[:, None] & jnp.isfinite(margins), margins, -jnp.inf)
         status = steps.guard.status
+        certified_start = jnp.asarray(getattr(start.guard, "certified", True))
+        lapsed = jnp.concatenate([status == Status.uncertified, jnp.zeros(1, bool)])
+        if invariant_region(guard) is not None:
+            lapsed |= ~jax.vmap(guard.init)(states).certified
         summary = {
             "metrics": task.metrics(states, start.context) | {"return": jnp.sum(steps.reward)},
             "violations": jnp.sum(~safe, dtype=jnp.int32),
             "worst_margin": jnp.min(seen, axis=0),
             "diverged": ~jnp.all(finite),
             "statuses": jnp.sum(status[:, None] == jnp.arange(len(Status))[None], axis=0, dtype=jnp.int32),
-            "uncertified_starts": ~jnp.asarray(getattr(start.guard, "certified", True)),
+            "uncertified_starts": ~certified_start,
+            "lapses": jnp.sum(lapsed & certified_start, dtype=jnp.int32),
         }
         times = jnp.arange(self.steps + 1, dtype=jnp.int32)
         whole = {
@@ -228,6 +245,7 @@ def evaluate_seeds(
     keep: int = 4,
     steps: int | None = None,
     dtype=None,
+    disturb: Disturb | None = None,
 ) -> list[EpisodeResults]:
     """One `EpisodeResults` for each trained seed, all on the same start states, by one compiled program.
 
@@ -236,7 +254,7 @@ def evaluate_seeds(
         seed: of the start states, common to all, so that differences between seeds can be paired.
         task: what is rolled out.
         episodes: how many for each; episode i starts from fold_in(key(seed), i).
-        batch, keep, steps, dtype: as for `Evaluator`.
+        batch, keep, steps, dtype, disturb: as for `Evaluator`.
 
     Raises:
         ValueError: if there are not as many guards as policies, or none.
@@ -244,8 +262,41 @@ def evaluate_seeds(
     if not policies or len(guards) != len(policies):
         raise ValueError(f"evaluate_seeds: {len(guards)} guards for {len(policies)} policies; give one of each a seed")
     batch = min(batch, episodes)
-    evaluator = Evaluator(task, guards[0], policies[0], batch=batch, keep=keep, steps=steps, dtype=dtype)
+    evaluator = Evaluator(
+        task, guards[0], policies[0], batch=batch, keep=keep, steps=steps, dtype=dtype, disturb=disturb
+    )
     return [evaluator(guard, policy, seed=seed, episodes=episodes) for guard, policy in zip(guards, policies)]
+
+
+def evaluate_noise(
+    task: Task,
+    guards: Sequence[Guard],
+    policies: Sequence[Callable],
+    *,
+    episodes: int = 1000,
+    seed: int = 0,
+    **options,
+) -> dict[str, list[EpisodeResults]]:
+    """`evaluate_seeds` under each of the default disturbances in place of the task's own noise, by one compiled program.
+
+    Args:
+        task, guards, policies, episodes, seed: as for `evaluate_seeds`.
+        options: batch, keep, steps, dtype of `Evaluator`.
+
+    Returns:
+        By the disturbance's name, one `EpisodeResults` for each trained seed; nothing where the system is undisturbed.
+    """
+    kinds = default_disturbances(task, guards[0])
+    if not kinds:
+        return {}
+    choices = [OneOf(kinds, jnp.asarray(i)) for i in range(len(kinds))]
+    options["batch"] = min(options.get("batch", 250), episodes)
+    evaluator = Evaluator(task, guards[0], policies[0], disturb=choices[0], **options)
+    pairs = list(zip(guards, policies, strict=True))
+    return {
+        kind.name: [evaluator(guard, policy, seed=seed, episodes=episodes, disturb=choice) for guard, policy in pairs]
+        for kind, choice in zip(kinds, choices)
+    }
 
 
 def split(*trees):

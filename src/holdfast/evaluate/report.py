@@ -26,6 +26,7 @@ from holdfast.tasks import Task
 
 WALL_SECONDS = ("compile", "backup", "policy", "verify", "evaluate")
 _EXAMPLES = 20
+_NOISE = {"uniform": "uniform", "vertices": "held-vertex", "gradient": "gradient-chosen"}
 _PACKAGES = ("holdfast", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy")
 
 
@@ -40,8 +41,10 @@ class Report:
         metrics: name -> {mean, iqm, ci95, per_seed}; see `statistics.summarise`.
         metric_units: name -> unit.
         safety: {episodes, steps, violations, violating_episodes, worst_margin (by constraint), violation_bound,
-            interventions, fallbacks, uncertified_starts, diverged, statuses}. `violation_bound`: 95 % upper bound of
-            the probability that an episode violates, 3/n where none of n did.
+            interventions, fallbacks, uncertified_starts, lapses, diverged, statuses}. `violation_bound`: 95 % upper bound
+            of the probability that an episode violates, 3/n where none of n did. `lapses`: samples after a certified
+            start at which nothing was promised any more. With worst-case noise also `noise`: who chose the disturbance
+            -> the same counts of those episodes.
         training_safety: {steps, violations, interventions}, of all steps that the safeguard guarded in training.
         coverage: `Coverage.to_json`, or None.
         interventions: {explained, by_constraint, examples}, of the kept trajectories.
@@ -116,6 +119,7 @@ def make_report(
     published: Mapping[str, float] | None = None,
     optimal_control: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
+    noise: Mapping[str, Sequence[EpisodeResults]] | None = None,
 ) -> Report:
     """Assembles the report of one run.
 
@@ -128,6 +132,7 @@ def make_report(
         training_safety: {steps, violations, interventions}.
         coverage, interventions, certificate, published, optimal_control, notes: see `Report`. Notes about diverged
             episodes, uncertified starts and violations are added.
+        noise: results of the same seeds by who chose the disturbance (`evaluate_noise`).
 
     Raises:
         ValueError: if there is not one result for each seed.
@@ -140,6 +145,8 @@ def make_report(
     }
     wall = dict.fromkeys(WALL_SECONDS) | spent | dict(wall_seconds or {})
     safety = _safety(task, results)
+    if noise:
+        safety["noise"] = {name: _safety(task, found) for name, found in noise.items()}
     report = Report(
         task=task.name,
         algorithm=algorithm,
@@ -195,6 +202,7 @@ def _safety(task: Task, results: Sequence[EpisodeResults]) -> dict[str, Any]:
         "interventions": sum(int(each.interventions.sum()) for each in results),
         "fallbacks": sum(int(each.fallbacks.sum()) for each in results),
         "uncertified_starts": sum(int(each.uncertified_starts.sum()) for each in results),
+        "lapses": sum(int(each.lapses.sum(dtype=np.int64)) for each in results),
         "diverged": sum(int(each.diverged.sum()) for each in results),
         "statuses": {name: sum(count[name] for count in counts) for name in counts[0]},
     }
@@ -213,6 +221,16 @@ def _notes(safety: Mapping[str, Any], certificate: Certificate | None) -> list[s
         notes.append(
             f"{safety['uncertified_starts']} of {episodes} starts were not certified; they were run and counted, and "
             "nothing is promised for them until a plan is committed."
+        )
+    if safety["lapses"]:
+        notes.append(
+            f"At {safety['lapses']} samples after certified starts nothing was promised any more: the plant left what the "
+            "certificate is about, or the certificate is wrong."
+        )
+    for name, found in safety.get("noise", {}).items():
+        notes.append(
+            f"With {_NOISE.get(name, name)} noise: {found['violations']} violations and {found['lapses']} lapsed promises in "
+            f"{found['steps']} steps of {found['episodes']} episodes."
         )
     if safety["diverged"]:
         notes.append(f"{safety['diverged']} episodes diverged; their metrics are not numbers and are written as null.")

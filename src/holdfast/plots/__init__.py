@@ -2,8 +2,10 @@
 
 from holdfast.plots.animation import render_episode
 from holdfast.plots.learning_curve import learning_figure
+from holdfast.plots.learning_curves import Curve, learning_curves_figure
 from holdfast.plots.margins import margin_figure
 from holdfast.plots.report_page import PageFigure, report_page, write_report_page
+from holdfast.plots.safeguard_table import SAFEGUARD_LEGEND, VariantResult, safeguard_html, safeguard_markdown
 from holdfast.plots.set_slice import slice_figure
 from holdfast.plots.theme import DARK, LIGHT, Theme, to_png, to_svg
 from holdfast.plots.trajectory import trajectory_figure
@@ -11,12 +13,18 @@ from holdfast.plots.trajectory import trajectory_figure
 __all__ = [
     "DARK",
     "LIGHT",
+    "SAFEGUARD_LEGEND",
+    "Curve",
     "PageFigure",
     "Theme",
+    "VariantResult",
+    "learning_curves_figure",
     "learning_figure",
     "margin_figure",
     "render_episode",
     "report_page",
+    "safeguard_html",
+    "safeguard_markdown",
     "slice_figure",
     "to_png",
     "to_svg",

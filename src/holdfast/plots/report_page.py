@@ -20,6 +20,7 @@ from holdfast.plots.theme import LIGHT, Width, to_svg
 from holdfast.types import Status
 
 _PHASE_COLOURS = ("backup", "actual", "proposed", "corrected", "analytic", "bad", "muted")
+_COUNTED = ("episodes", "steps", "violations")
 _COVERAGE = (
     ("certified", "of the safe states drawn are certified with the learned backup"),
     ("analytic", "are certified with the analytic backup"),
@@ -105,10 +106,16 @@ def _verdict(report: Report) -> str:
     safety = report.safety or {}
     episodes, steps, violations = (safety.get(key) for key in ("episodes", "steps", "violations"))
     certificate, training = report.certificate, report.training_safety or {}
-    doubts = safety.get("uncertified_starts") or training.get("violations")
+    noise = tuple((safety.get("noise") or {}).values())
+    chosen = sum(found.get("violations") or 0 for found in noise)
+    lapses = sum(found.get("lapses") or 0 for found in (safety, *noise))
+    doubts = safety.get("uncertified_starts") or training.get("violations") or lapses
     if not episodes or violations is None:
         kind, headline = "warn", "Safety was not evaluated."
         words = "The report counts no episodes, so it says nothing about violations."
+    elif violations == 0 and chosen:
+        kind, headline = "bad", f"Constraints were violated {number(chosen)} times under chosen noise."
+        words = f"None were under the task's own noise, in {number(episodes)} episodes."
     elif violations == 0:
         kind = "good" if certificate and certificate.get("holds") and not doubts else "warn"
         headline = f"No constraint was violated in {number(steps)} steps."
@@ -124,6 +131,9 @@ def _verdict(report: Report) -> str:
         words = f"{number(safety.get('violating_episodes'))} of {number(episodes)} episodes violated a constraint."
     if safety.get("uncertified_starts"):
         words += f" {number(safety['uncertified_starts'])} starts were not certified: nothing is promised for them."
+    if noise and not chosen:
+        counted = number(sum(found.get("steps") or 0 for found in noise))
+        words += f" None was violated either in {counted} steps under noise that an adversary chose."
     if training.get("steps"):
         words += (
             f" In training, behind the safeguard, there were {number(training.get('violations'))} violations in "
@@ -262,16 +272,11 @@ def _safety(report: Report) -> str:
     safety, training = report.safety or {}, report.training_safety
     rows = []
     if safety.get("steps"):
-        rows.append(("evaluation", *(number(safety.get(key)) for key in ("episodes", "steps", "violations"))))
+        rows.append(("evaluation", *(number(safety.get(key)) for key in _COUNTED)))
     if training:
-        rows.append(
-            (
-                "training",
-                number(training.get("episodes")),
-                number(training.get("steps")),
-                number(training.get("violations")),
-            )
-        )
+        rows.append(("training", *(number(training.get(key)) for key in _COUNTED)))
+    for name, found in (safety.get("noise") or {}).items():
+        rows.append((f"evaluation, noise: {text(name)}", *(number(found.get(key)) for key in _COUNTED)))
     page = table(("", "episodes", "guarded steps", "violations"), rows, numeric=(1, 2, 3)) if rows else ""
     if not training:
         page += paragraph("Training behind the safeguard: none recorded.")
@@ -284,6 +289,7 @@ def _safety(report: Report) -> str:
         page += f"<p>Smallest margin seen: {number(worst, 4)}</p>"
     others = (
         ("uncertified_starts", "starts outside the certified set, run and counted like all others"),
+        ("lapses", "samples after certified starts at which nothing was promised any more"),
         ("diverged", "episodes whose state stopped being finite"),
     )
     return page + _list(f"{number(safety[key])} {words}" for key, words in others if safety.get(key) is not None)

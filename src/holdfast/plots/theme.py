@@ -132,8 +132,8 @@ def style_axes(ax: Axes, theme: Theme) -> None:
     ax.title.set_color(theme.ink)
 
 
-def figure_legend(figure: Figure, theme: Theme, width: Width, handles: Sequence[Artist] | None = None) -> None:
-    """One legend above the panels: for everything labelled in them, each label once, or for `handles`."""
+def figure_legend(figure: Figure, theme: Theme, width: Width, handles: Sequence[Artist] | None = None) -> int:
+    """One legend above the panels: for everything labelled in them, each label once, or for `handles`. Tells its lines."""
     if handles is None:
         found: dict[str, Artist] = {}
         for ax in figure.axes:
@@ -142,18 +142,19 @@ def figure_legend(figure: Figure, theme: Theme, width: Width, handles: Sequence[
     else:
         found = {str(handle.get_label()): handle for handle in handles}
     if not found:
-        return
+        return 0
     # A column is as wide as its longest label: about 0.075 inches a character and 0.6 for the handle.
-    columns = int(WIDTH_INCHES[width] // (0.6 + 0.075 * max(map(len, found))))
+    columns = max(1, min(len(found), int(WIDTH_INCHES[width] // (0.6 + 0.075 * max(map(len, found))))))
     figure.legend(
         list(found.values()),
         list(found),
         loc="outside upper left",
-        ncols=max(1, min(columns, len(found))),
+        ncols=columns,
         frameon=False,
         fontsize=9.5,
         labelcolor=theme.ink,
     )
+    return -(-len(found) // columns)
 
 
 def with_unit(name: str, unit: str | None) -> str:

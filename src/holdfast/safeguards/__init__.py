@@ -2,6 +2,7 @@
 
 from holdfast.safeguards.backup_source import BackupSource
 from holdfast.safeguards.boundary_projection import BoundaryProjection
+from holdfast.safeguards.invariant_source import InvariantSource, Promise
 from holdfast.safeguards.map import Map
 from holdfast.safeguards.per_input import PerInput
 from holdfast.safeguards.ray import Ray
@@ -16,8 +17,10 @@ __all__ = [
     "BackupSource",
     "BoundaryProjection",
     "HalfSpaces",
+    "InvariantSource",
     "Map",
     "PerInput",
+    "Promise",
     "Ray",
     "SafeActionSet",
     "Safeguard",

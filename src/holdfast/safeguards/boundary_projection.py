@@ -3,18 +3,23 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from holdfast.safeguards.map import Adjoint, Map, Segments, look_around, segment_adjoint
-from holdfast.solvers import SolverStatus, project
+from holdfast.safeguards.source import HalfSpaces
+from holdfast.sets import Box
+from holdfast.solvers import SolverStatus, project, stretch
 
 
 class BoundaryProjection(Map):
     """Minimises |(v - u) / half_widths| over the safe actions, by sequential projection onto linearised margins.
 
     Half-spaces are linearised **at u**, not at the backup action: far from it the linearisation edits safe actions.
-    For an exact source one projection is the answer; otherwise it is repeated at its own result. Because the true
-    boundary is curved and may jump, the result is the target of a segment from the known safe action: where it does not
-    pass the check, the search walks back along that segment.
+    For an exact source one projection onto all of its half-spaces is the answer, and its derivative that of the KKT
+    system: what points along the normals of active rows is lost, rank m less the number of active rows. Otherwise the
+    projection is repeated at its own result. Because the true boundary is curved and may jump, the result is then the
+    target of a segment from the known safe action: where it does not pass the check, the search walks back along that
+    segment.
 
     Attributes:
         repeats: linearise-and-project rounds.
@@ -34,9 +39,11 @@ class BoundaryProjection(Map):
         return 1
 
     def segments(self, actions, u, margin):
-        rounds = 1 if actions.source.exact else self.repeats
-        v = jax.lax.fori_loop(0, rounds, lambda _, v: self._project(actions, u, v)[0], u)
         unknown = jnp.full((1,), jnp.nan, u.dtype)
+        if actions.halfspaces is not None:
+            v = closest(actions.halfspaces, actions.source.input_box, u)
+            return Segments(v[None], v[None], unknown, unknown)
+        v = jax.lax.fori_loop(0, self.repeats, lambda _, v: self._project(actions, u, v)[0], u)
         return Segments(actions.known_safe[None], v[None], unknown, actions.known_margin[None])
 
     def _project(self, actions, u, at, local=None):
@@ -115,6 +122,24 @@ class BoundaryProjection(Map):
             jnp.where(usable, z * half, 0.0),
             ~usable,
         )
+
+
+def closest(halfspaces: HalfSpaces, box: Box, u: Float[Array, " m"]) -> Float[Array, " m"]:
+    """The point of the half-spaces and the box nearest to u in half-widths, shape [m]; differentiable by plain JAX.
+
+    Not safe where there is none: u, or the solver's last iterate. Whoever applies it checks it.
+    """
+    lower, upper = box.bounds(u.dtype)
+    half = jnp.asarray(box.half_widths, u.dtype)
+    if u.shape[0] == 1:
+        first, last = stretch(halfspaces.normals, halfspaces.offsets, jnp.zeros_like(u), jnp.ones_like(u))
+        # An empty interval gives a point that its own rows refuse.
+        v = jnp.where(u < first, first, jnp.where(u > last, last, u))
+    else:
+        scaled = halfspaces.normals * half[None]
+        v = project(u / half, scaled, halfspaces.offsets, lower / half, upper / half).value * half
+    # The search for the end of the segment, of which this is both ends, moves rounding back into the box.
+    return v
 
 
 def _times(a, b):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from holdfast.safeguards.source import SafeActionSet
+from holdfast.safeguards.source import SafeActionSet, columns
 
 
 class Segments(eqx.Module):
@@ -94,7 +94,8 @@ class Map(eqx.Module):
         """Segments to search, K = count(m).
 
         Args:
-            actions: the safe actions at the state.
+            actions: the safe actions at the state. Where they come with half-spaces, the safeguard finds the furthest
+                action of each segment in closed form and differentiates this method by plain JAX; `adjoint` is not asked.
             u: the proposed action, inside the input box, shape [m].
             margin: its margin, already known and negative or -inf, shape [].
         """
@@ -154,14 +155,13 @@ def segment_adjoint(
 
 def look_around(rows, action: Float[Array, " m"], curved: bool) -> LocalRows:
     """Margins about an action: m forward-mode passes, and with `curved` as many again over each of them."""
-    basis = jnp.eye(action.shape[0], dtype=action.dtype)
 
     def first(at):
-        value, columns = jax.vmap(lambda v: jax.jvp(rows, (at,), (v,)), out_axes=(None, 1))(basis)
-        return value, columns
+        return columns(rows, at)
 
     if not curved:
         return LocalRows(*first(action))
+    basis = jnp.eye(action.shape[0], dtype=action.dtype)
     (value, normals), (_, curvature) = jax.vmap(
         lambda v: jax.jvp(first, (action,), (v,)), out_axes=((None, None), (1, 2))
     )(basis)

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.map import Map, Segments, look_around
-from holdfast.safeguards.search import furthest_safe
+from holdfast.safeguards.search import Found, furthest_inside, furthest_safe
 from holdfast.safeguards.source import SafeActionSet, Source
+from holdfast.sets import Box
 from holdfast.types import Safeguarded, Status
 
 GradientMode = Literal["exact", "straight_through", "stopped"]
@@ -58,8 +59,10 @@ class Safeguard(eqx.Module):
             ValueError: while tracing, if x or u has the wrong shape.
         """
         self._check_shapes(x, u)
-        decision = _decide(_frozen((self, state, x, u)))
-        action = self._with_gradient(decision, state, x, u)
+        state = _frozen(state)
+        corrections = self._corrections(state, x, u) if self.source.exact else None
+        decision = _decide(_frozen((self, state, x, u, corrections)))
+        action = self._with_gradient(decision, state, x, u, corrections)
         finite = jnp.all(jnp.isfinite(u))
         correction = jnp.where(finite, action - jnp.where(finite, u, 0.0), 0.0)
         return Safeguarded(action, decision.status, decision.margin, correction), decision.commitment
@@ -68,13 +71,35 @@ class Safeguard(eqx.Module):
         """One step from a fresh commitment: for gradients and replay buffers. Claims no recursion."""
         return self.step(self.init(x), x, u)[0]
 
-    def _with_gradient(self, decision: "_Decision", state, x, u) -> Float[Array, " m"]:
+    def _corrections(self, state, x, u) -> Float[Array, "K m"]:
+        """What the maps propose where the source has exact half-spaces: the furthest action of each of their segments, in
+        closed form. Cheap enough for every state of a batch, and differentiated by plain JAX."""
+        # Double where: a state that cannot be read has no derivative, and 0 * NaN is NaN.
+        x = jnp.where(jnp.all(jnp.isfinite(x)), x, 0.0)
+        known_safe = self.source.fallback(x, self.source.standing(x, state))
+        unknown = jnp.full((), jnp.nan, u.dtype)
+        actions = SafeActionSet(self.source, x, known_safe, unknown, self.source.halfspaces(x))
+        proposal = _admissible(self.source.input_box, u, known_safe)
+        segments = [each.segments(actions, proposal, unknown) for each in self.maps]
+        segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
+        found = jax.vmap(furthest_inside, in_axes=(None, None, 0, 0))(
+            actions.halfspaces, self.source.input_box, segments.base, segments.target
+        )
+        # What is checked is what is applied, bit for bit: no program may compute it twice.
+        return jax.lax.optimization_barrier(found)
+
+    def _with_gradient(self, decision: "_Decision", state, x, u, corrections) -> Float[Array, " m"]:
         passes = decision.status == Status.accepted
         if self.gradient == "stopped":
             return jnp.where(passes, u, decision.action)
         if self.gradient == "straight_through":
             return _straight_through(u, decision.action)
-        return _exact((x, u), _frozen(self), _frozen(state), decision)
+        if corrections is None:
+            return _exact((x, u), _frozen(self), state, decision)
+        kept = _admissible(self.source.input_box, u, decision.known_safe)
+        moved = corrections[jnp.maximum(decision.choice, 0)] if len(corrections) > 1 else corrections[0]
+        action = jnp.where(decision.choice >= 0, moved, jnp.where(decision.choice == -1, kept, decision.action))
+        return jnp.where(passes, u, action)
 
     def _check_shapes(self, x, u) -> None:
         m = self.source.input_box.dimension
@@ -115,23 +140,30 @@ class _Decision(eqx.Module):
 
 
 def _decide(operands) -> _Decision:
-    safeguard, state, x, u = operands
+    safeguard, state, x, u, corrections = operands
     source = safeguard.source
     box = source.input_box
     finite_u, finite_x = jnp.all(jnp.isfinite(u)), jnp.all(jnp.isfinite(x))
     state = source.standing(x, state)
     known_safe = source.fallback(x, state)
     inside = box.contains(u)
-    proposal = jnp.where(inside, u, box.clip(jnp.where(finite_u, u, known_safe)))
+    proposal = _admissible(box, u, known_safe)
     checked = source.check(x, proposal)
     verified = checked.certified & finite_u & finite_x
     kept = source.after_fallback(state)
 
     none = (known_safe, kept, jnp.asarray(-2, jnp.int32), jnp.zeros((), proposal.dtype))
     rejected = ~verified & finite_u & finite_x
-    action, commitment, choice, length = where_needed(
-        rejected, _correct, none, (safeguard, x, proposal, known_safe, checked.margin, state.certified, kept)
-    )
+    if corrections is None:
+        action, commitment, choice, length = where_needed(
+            rejected, _correct, none, (safeguard, x, proposal, known_safe, checked.margin, state.certified, kept)
+        )
+    else:
+        # One check each: less than it costs to gather the states that need it.
+        checks = jax.vmap(source.check, in_axes=(None, 0))(x, corrections)
+        found = Found(corrections, jnp.ones(len(corrections), proposal.dtype), checks, checks.certified)
+        nearest = _nearest(box, proposal, known_safe, found, state.certified, kept)
+        action, commitment, choice, length = jax.tree.map(lambda a, b: jnp.where(rejected, a, b), nearest, none)
     corrected = rejected & (choice >= 0)
     promised = state.certified | commitment.certified
     status = jnp.select(
@@ -150,7 +182,6 @@ def _correct(operands):
     """The nearest action found on the maps' segments, else the committed one (choice -2)."""
     safeguard, x, proposal, known_safe, margin, certified, kept = operands
     source, maps = safeguard.source, safeguard.maps
-    half = jnp.asarray(source.input_box.half_widths, proposal.dtype)
     # Its own check would tell nothing new: where nothing better is found, it is replayed.
     known_margin = jnp.where(certified & jnp.isfinite(kept.margin), kept.margin.astype(margin.dtype), jnp.nan)
     actions = SafeActionSet(source, x, known_safe, known_margin)
@@ -161,6 +192,12 @@ def _correct(operands):
         segments.append(Segments(known_safe[None], known_safe[None], unknown, unknown))
     segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
     found = furthest_safe(source, x, segments, kept, safeguard.evaluations, safeguard.resolution)
+    return _nearest(source.input_box, proposal, known_safe, found, certified, kept)
+
+
+def _nearest(box: Box, proposal, known_safe, found: Found, certified, kept):
+    """(action, commitment, choice, length) of the action found that is nearest to the proposal, in half-widths."""
+    half = jnp.asarray(box.half_widths, proposal.dtype)
     distance = jnp.sum(((found.action - proposal[None]) / half[None]) ** 2, axis=1)
     best = jnp.argmin(jnp.where(found.safe, distance, jnp.inf)).astype(jnp.int32)
     action, safe = found.action[best], found.safe[best]
@@ -170,6 +207,12 @@ def _correct(operands):
     commitment = jax.tree.map(lambda new, old: jnp.where(renewed, new[best], old), found.commitment, kept)
     choice = jnp.where(falls_back, -2, best)
     return jnp.where(falls_back, known_safe, action), commitment, choice, found.length[best]
+
+
+def _admissible(box: Box, u, otherwise):
+    """u, clipped to the box; `otherwise` where u is not finite. Clipping has derivative zero where it acts, one elsewhere."""
+    clipped = box.clip(jnp.where(jnp.all(jnp.isfinite(u)), u, otherwise))
+    return jnp.where(u == clipped, u, jax.lax.stop_gradient(clipped))
 
 
 @jax.custom_jvp
@@ -198,9 +241,7 @@ def _exact_forward(perturbed, point, safeguard: Safeguard, state, decision: _Dec
 def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, state, decision: _Decision):
     x, u = point
     box = safeguard.source.input_box
-    finite = jnp.all(jnp.isfinite(u))
-    inside = box.contains(u)
-    proposal = jnp.where(inside, u, box.clip(jnp.where(finite, u, decision.known_safe)))
+    proposal = _admissible(box, u, decision.known_safe)
     # Kept proposals pass the cotangent; committed actions are constants; corrections ask their map.
     kept = jnp.where(decision.choice == -1, cotangent, 0.0)
     x_bar, u_bar = where_needed(

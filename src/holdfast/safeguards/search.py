@@ -1,4 +1,4 @@
-"""The search for the furthest safe action of each segment: the only place where corrections are verified."""
+"""The search for the furthest safe action of each segment: where corrections are found."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from holdfast.safeguards.map import Segments
-from holdfast.safeguards.source import Source
+from holdfast.safeguards.source import HalfSpaces, Source
+from holdfast.sets import Box
+from holdfast.solvers import stretch
 
 
 class Found(eqx.Module):
@@ -25,6 +27,25 @@ class Found(eqx.Module):
     length: Float[Array, " K"]
     commitment: Any
     safe: Bool[Array, " K"]
+
+
+def furthest_inside(
+    halfspaces: HalfSpaces, box: Box, base: Float[Array, " m"], target: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """The furthest action of a segment that lies in half-spaces, shape [m], in closed form and differentiable by plain JAX.
+
+    The base where there is none; whoever applies it checks it.
+    """
+    _, last = stretch(halfspaces.normals, halfspaces.offsets, base, target - base)
+    action = base + jnp.where(last > 0, jnp.where(last < 1, last, 1.0), 0.0) * (target - base)
+    # The end itself where it is reached, whatever rounding does.
+    return inside(box, jnp.where(last >= 1, target, action))
+
+
+def inside(box: Box, action: Float[Array, " m"]) -> Float[Array, " m"]:
+    """An action of the box up to rounding, moved into it. `clip` has derivative one half at its own bounds; this has one."""
+    lower, upper = box.bounds(action.dtype)
+    return jnp.where(action < lower, lower, jnp.where(action > upper, upper, action))
 
 
 class _Line(eqx.Module):

@@ -1,14 +1,19 @@
 """Sources of safety, and the set of safe actions that a source yields at a state."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Float
 
 from holdfast.sets import Box
+
+ROUNDINGS = 16
+"""How many roundings of its largest numbers a corrected action stays inside a margin, so that the check does not refuse it."""
 
 
 class HalfSpaces(eqx.Module):
@@ -65,9 +70,12 @@ class Source(eqx.Module):
     def rows(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, " R"]:
         """Differentiable margins of applying u at x, all >= 0 where u is safe, shape [R]."""
 
-    def margin(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, ""]:
-        """Smallest row, shape []; -inf where a row is not finite. Never differentiated."""
-        return self.check(x, u).margin
+    def halfspaces(self, x: Float[Array, " n"]) -> HalfSpaces:
+        """The safe actions at x where the source is `exact`, a little inside, so that rounding does not refuse a point on
+        the boundary: at corrections, not at proofs. Differentiable by x. Elsewhere a linearisation at the box's centre."""
+        at = jnp.asarray(self.input_box.centre, x.dtype)
+        value, normals = columns(lambda u: self.rows(x, u), at)
+        return tightened(value, normals, at, self.input_box, jnp.abs(value))
 
 
 class SafeActionSet(eqx.Module):
@@ -78,33 +86,44 @@ class SafeActionSet(eqx.Module):
         x: the state, shape [n].
         known_safe: an action that keeps the present commitment, shape [m].
         known_margin: its margin as the commitment has it; NaN where nothing is promised, shape [].
+        halfspaces: all of them beside the input box, where the source is `exact`; else None.
     """
 
     source: Source
     x: Float[Array, " n"]
     known_safe: Float[Array, " m"]
     known_margin: Float[Array, ""]
-
-    def contains(self, u: Float[Array, " m"]) -> Bool[Array, ""]:
-        """The exact test of one action."""
-        return self.source.check(self.x, u).certified & self.source.input_box.contains(u)
-
-    def margin(self, u: Float[Array, " m"]) -> Float[Array, ""]:
-        """Smallest margin of one action, shape []; what a root search needs."""
-        return self.source.margin(self.x, u)
+    halfspaces: HalfSpaces | None = None
 
     def rows(self, u: Float[Array, " m"]) -> Float[Array, " R"]:
         """All margins of one action, shape [R]."""
         return self.source.rows(self.x, u)
 
-    def halfspaces(self, at: Float[Array, " m"]) -> HalfSpaces:
-        """Margins linearised at an action: rows(at) + normals (u - at) >= 0. m forward-mode derivatives."""
-        value, tangents = _jvp_columns(self.rows, at)
-        return HalfSpaces(tangents, tangents @ at - value)
 
-
-def _jvp_columns(function, at: Float[Array, " m"]) -> tuple[Float[Array, " R"], Float[Array, "R m"]]:
+def columns(function: Callable, at: Float[Array, " m"]) -> tuple[Float[Array, " R"], Float[Array, "R m"]]:
     """Value and Jacobian by one vmapped forward pass: m is two to four, the number of rows in the hundreds."""
     basis = jnp.eye(at.shape[0], dtype=at.dtype)
-    value, columns = jax.vmap(lambda v: jax.jvp(function, (at,), (v,)), out_axes=(None, 1))(basis)
-    return value, columns
+    value, tangents = jax.vmap(lambda v: jax.jvp(function, (at,), (v,)), out_axes=(None, 1))(basis)
+    return value, tangents
+
+
+def tightened(
+    value: Float[Array, " R"],
+    normals: Float[Array, "R m"],
+    at: Float[Array, " m"],
+    box: Box,
+    size: Float[Array, " R"],
+) -> HalfSpaces:
+    """{u : value + normals (u - at) >= what rounding may cost}, for actions of the box.
+
+    Args:
+        value: margins at an action, shape [R].
+        normals: their derivative by the action, shape [R, m].
+        at: the action, shape [m].
+        box: where actions come from.
+        size: of the numbers that cancel in each margin, shape [R].
+    """
+    reach = jnp.asarray(np.maximum(np.abs(box.lower), np.abs(box.upper)), value.dtype)
+    size = size + jnp.sum(jnp.abs(normals) * reach[None], axis=1)
+    backoff = ROUNDINGS * jnp.finfo(value.dtype).eps * jax.lax.stop_gradient(size)
+    return HalfSpaces(normals, jnp.sum(normals * at[None], axis=1) - value + backoff)

@@ -23,7 +23,8 @@ class Episode(eqx.Module):
 
 
 Disturb = Callable[[Key[Array, ""], Float[Array, " n"], Float[Array, " m"], Int[Array, ""], Any], Float[Array, " d"]]
-"""(key, x, applied action, t, context) -> w: an adversary in place of `Task.disturbance`."""
+"""(key, x, applied action, t, context) -> w: an adversary in place of `Task.disturbance`. Its key is the episode's, the same
+at every step, so that it can hold what it chose: fold t into it for what should be drawn anew."""
 
 
 def reset(task: Task, guard: Guard, key: Key[Array, ""], dtype=None) -> Episode:
@@ -73,10 +74,10 @@ def plant_step(task: Task, x: Float[Array, " n"], u: Float[Array, " m"], w: Floa
 
 
 def _disturbance(task: Task, episode: Episode, u: Float[Array, " m"], disturb: Disturb | None) -> Float[Array, " d"]:
-    key = jax.random.fold_in(episode.key, episode.t)
     if disturb is None or task.system.disturbance_box is None:
+        key = jax.random.fold_in(episode.key, episode.t)
         return task.disturbance(key, episode.t, episode.context).astype(episode.x.dtype)
-    w = disturb(key, episode.x, u, episode.t, episode.context)
+    w = disturb(episode.key, episode.x, u, episode.t, episode.context)
     return task.system.disturbance_box.clip(w.astype(episode.x.dtype))
 
 
