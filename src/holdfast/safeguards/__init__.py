@@ -2,10 +2,12 @@
 
 from holdfast.safeguards.backup_source import BackupSource
 from holdfast.safeguards.boundary_projection import BoundaryProjection
+from holdfast.safeguards.centres import CENTRES
 from holdfast.safeguards.invariant_source import InvariantSource, Promise
 from holdfast.safeguards.map import Map
 from holdfast.safeguards.per_input import PerInput
 from holdfast.safeguards.ray import Ray
+from holdfast.safeguards.ray_mask import MASKS, RayMask
 from holdfast.safeguards.safeguard import Safeguard
 from holdfast.safeguards.source import HalfSpaces, SafeActionSet, Source
 
@@ -13,7 +15,9 @@ MAPS = {"ray": Ray, "boundary_projection": BoundaryProjection, "per_input": PerI
 """Every map by the name that the command line gives it."""
 
 __all__ = [
+    "CENTRES",
     "MAPS",
+    "MASKS",
     "BackupSource",
     "BoundaryProjection",
     "HalfSpaces",
@@ -22,6 +26,7 @@ __all__ = [
     "PerInput",
     "Promise",
     "Ray",
+    "RayMask",
     "SafeActionSet",
     "Safeguard",
     "Source",

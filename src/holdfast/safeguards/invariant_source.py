@@ -48,7 +48,8 @@ class InvariantSource(Source):
     Attributes:
         invariant: S with the controller that keeps it.
         acceptance: margins, as `certify.certify_invariant_set` derives them.
-        affine: whether F is affine in (u, w) jointly, so that the rows are half-spaces in u: then the source is exact. The proof does not need it:
+        affine: whether F is affine in (u, w) jointly, so that the rows are half-spaces
+            in u: then the source is exact. The proof does not need it:
             said wrongly, corrections are poor, and the check refuses them.
     """
 
