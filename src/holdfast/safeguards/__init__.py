@@ -1,5 +1,6 @@
 """Safeguards: sources of safe actions, maps onto them, and the stateful total safeguard that combines both."""
 
+from holdfast.safeguards.action_zonotope import ActionZonotope
 from holdfast.safeguards.backup_source import BackupSource
 from holdfast.safeguards.boundary_projection import BoundaryProjection
 from holdfast.safeguards.centres import CENTRES
@@ -18,6 +19,7 @@ __all__ = [
     "CENTRES",
     "MAPS",
     "MASKS",
+    "ActionZonotope",
     "BackupSource",
     "BoundaryProjection",
     "HalfSpaces",
