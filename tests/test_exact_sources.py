@@ -18,12 +18,14 @@ from holdfast.safeguards import (
     PerInput,
     Ray,
     Safeguard,
+    ZonotopeSource,
 )
 from holdfast.safeguards.action_zonotope import facet_normals
 from holdfast.safeguards.boundary_projection import closest
 from holdfast.sets import Box, Polytope
+from holdfast.solvers import bounded_coefficients
 from holdfast.types import Status
-from invariant_sets_for_tests import SUCCESSOR, invariant_set, invariant_source, states
+from invariant_sets_for_tests import NOISE, SUCCESSOR, invariant_set, invariant_source, states
 from test_solvers import clarabel_projection, random_problems
 
 EVERY = (BoundaryProjection(), PerInput(), Ray())
@@ -107,7 +109,7 @@ def test_the_projection_is_the_nearest_and_does_not_expand():
     assert np.all(distance(a, u) <= distance(others, u) + 1e-9)
 
 
-def _differences(guard, x, u, state):
+def differences(guard, x, u, state):
     """Derivatives of the action by (u, x): by JAX and by central differences, shape [B, m, m + n] each."""
     take = lambda s, x, u: guard.step(s, x, u)[0].action  # noqa: E731
     gu, gx = jax.jit(jax.vmap(jax.jacrev(take, argnums=(2, 1))))(state, x, u)
@@ -126,8 +128,8 @@ def test_derivatives_and_their_rank_in_every_region(axes, maps):
     count = 512
     x, u = states(axes, count, seed=5), proposals(axes, count, seed=6)
     state = init(x)
-    exact, differences = _differences(guard, x, u, state)
-    good = np.max(np.abs(exact - differences), axis=(1, 2)) < 1e-4 * (1 + np.max(np.abs(exact), axis=(1, 2)))
+    exact, finite = differences(guard, x, u, state)
+    good = np.max(np.abs(exact - finite), axis=(1, 2)) < 1e-4 * (1 + np.max(np.abs(exact), axis=(1, 2)))
     # Differences across a kink are no derivatives; there are few.
     assert np.mean(good) > 0.97
     answer, _ = step(state, x, u)
@@ -201,10 +203,10 @@ def test_an_empty_set_of_safe_actions_is_a_status():
 # Closed loops --------------------------------------------------------------------------------------------------------
 
 
-def violations(source, axes, steps=250, plants=96):
+def violations(source, axes, steps=250, plants=96, mask=None):
     """Steps outside the true set in float32 loops that are pushed against its boundary by vertex noise."""
     real = invariant_set(axes)
-    guard = Safeguard(source, (BoundaryProjection(),))
+    guard = Safeguard(source, (BoundaryProjection(),), mask=mask)
     system = real.system
     x = states(axes, plants, seed=8).astype(jnp.float32)
     state = jax.vmap(guard.init)(x)
@@ -331,6 +333,66 @@ def test_the_zonotope_of_safe_actions_is_a_source():
     assert np.all(np.abs(answer.action) <= 1)
     answer, _ = step(init(x), jnp.full_like(x, jnp.nan), u)
     assert np.all(answer.status == Status.uncertified) and np.all(np.abs(answer.action) <= 1)
+
+
+# A zonotope with too many facets -------------------------------------------------------------------------------------------
+
+
+@cache
+def exhibited():
+    """A zonotope inside which the platform's own set of two axes is turned: its vertices' hull, many generators."""
+    invariant = invariant_set(1)
+    # Of one axis: the set of the velocity-like directions in which the regulator contracts, by iterating the minimal set.
+    A, B, E = (
+        np.asarray(j) for j in jax.jacfwd(invariant.system.step, argnums=(0, 1, 2))(*(np.zeros(k) for k in (2, 1, 1)))
+    )
+    closed = A + B @ invariant.controller.gain
+    # sum_k closed^k E w for k < K, scaled up by what is left over: Rakovic et al., 2005.
+    parts = [np.linalg.matrix_power(closed, k) @ E * 1.05 * NOISE for k in range(16)]
+    G = np.concatenate(parts, axis=1)
+    left = np.max(np.abs(np.linalg.pinv(G) @ np.linalg.matrix_power(closed, 16) @ E * 1.05 * NOISE))
+    G = 4.0 * G / (1 - 16 * left)
+    return ZonotopeSource(invariant.system, np.zeros(2), G, invariant.controller, inside=1e-5, successor=3e-5)
+
+
+def test_coefficients_are_exhibited_and_checked():
+    G = exhibited().generators
+    rng = np.random.default_rng(0)
+    beta = rng.uniform(-1, 1, (COUNT, G.shape[1]))
+    beta = beta / np.max(np.abs(beta), axis=1, keepdims=True)
+    points = np.concatenate([0.98 * beta @ G.T, 1.02 * np.sign(rng.normal(size=(COUNT, 2)) @ G) @ G.T])
+    find = jax.jit(jax.vmap(lambda p: bounded_coefficients(jnp.asarray(G), p, jnp.ones(G.shape[1]), iterations=300)))
+    found = np.asarray(find(points))
+    np.testing.assert_allclose(found @ G.T, points, atol=1e-12)
+    inside = np.all(np.abs(found) <= 1, axis=1)
+    assert inside[:COUNT].mean() > 0.99, "points inside are missed"
+    assert not inside[COUNT:].any(), "points outside are taken for inside"
+
+
+def test_the_zonotope_with_many_facets_is_a_source():
+    source = exhibited()
+    _, init, step = compiled_with(source, (Ray(),))
+    beta = np.random.default_rng(1).uniform(-0.9, 0.9, (48, source.generators.shape[1]))
+    x = jnp.asarray(np.sign(beta) * 0.5 @ source.generators.T)
+    state = init(x)
+    assert np.mean(state.certified) > 0.9
+    keep = np.flatnonzero(state.certified)
+    x, state = x[keep], jax.tree.map(lambda leaf: leaf[keep], state)
+    assert np.mean(step(state, x, jax.vmap(source.controller)(x))[0].status == Status.accepted) == 1.0
+    G, system = source.generators, source.system
+    facets = np.stack([-G[1], G[0]], axis=1) / np.linalg.norm(G, axis=0)[:, None]
+    reach = np.abs(facets @ G).sum(axis=1)
+    for k in range(40):
+        u = jnp.sign(jax.random.normal(jax.random.key(k), (len(x), 1))) * 2.0
+        w = jnp.sign(jax.random.normal(jax.random.key(k + 999), (len(x), 1))) * NOISE
+        answer, state = step(state, x, u)
+        assert np.all(answer.status != Status.uncertified)
+        x = jax.vmap(system.step)(x, answer.action, w)
+        assert np.all(np.abs(x @ facets.T) <= reach[None] + 1e-9)
+    bad, _ = step(state, jnp.full_like(x, jnp.nan), u)
+    assert np.all(np.isfinite(bad.action)) and np.all(bad.status == Status.uncertified)
+    with pytest.raises(ValueError, match="do not span"):
+        dataclasses.replace(source, generators=np.ones((2, 3)))
 
 
 def test_the_source_must_fit():

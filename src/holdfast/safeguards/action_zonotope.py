@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from holdfast.safeguards.boundary_projection import closest
-from holdfast.safeguards.invariant_source import Promise
+from holdfast.safeguards.explicit import ExplicitSource, Promise
 from holdfast.safeguards.search import inside
-from holdfast.safeguards.source import HalfSpaces, Source, tightened
+from holdfast.safeguards.source import HalfSpaces, tightened
 from holdfast.sets import Box
 
 
-class ActionZonotope(Source):
+class ActionZonotope(ExplicitSource):
     """u is safe at x if it lies in the box and in {c(x) + G(x) beta, |beta| <= 1}, for one to three inputs.
 
     That these actions are safe, and that there are some wherever they lead, is the word of whoever gives them; here is
@@ -44,9 +44,6 @@ class ActionZonotope(Source):
     def init(self, x: Float[Array, " n"]) -> Promise:
         return self.check(x, self._middle(x))
 
-    def standing(self, x: Float[Array, " n"], commitment: Promise) -> Promise:
-        return self.init(x)
-
     def check(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Promise:
         return Promise.of(self.rows(x, u))
 
@@ -54,9 +51,6 @@ class ActionZonotope(Source):
         middle = self._middle(x)
         rest = jnp.asarray(self.box.centre, middle.dtype)
         return self.box.clip(jnp.where(jnp.all(jnp.isfinite(middle)), middle, rest))
-
-    def after_fallback(self, commitment: Promise) -> Promise:
-        return commitment.kept()
 
     def rows(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, " R"]:
         normals, offsets, _ = self._facets(x)

@@ -1,5 +1,6 @@
 """Small dense optimisation: the projection QP and the LP of safeguards, with status, residual and exact gradients."""
 
+from holdfast.solvers.coefficients import bounded_coefficients
 from holdfast.solvers.inscribed import InscribedZonotope, inscribed_zonotope
 from holdfast.solvers.line import stretch
 from holdfast.solvers.lp import ChebyshevBall, chebyshev_centre, maximise
@@ -10,6 +11,7 @@ __all__ = [
     "InscribedZonotope",
     "Solution",
     "SolverStatus",
+    "bounded_coefficients",
     "chebyshev_centre",
     "inscribed_zonotope",
     "maximise",

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from holdfast.solvers.lp import chebyshev_centre
+
 _ITERATIONS = 14
 # Every complementarity product ends here: the lengths' product is then within p e-4 (in its logarithm) of the largest.
 _SMOOTHING = 1e-4
@@ -27,8 +29,8 @@ def inscribed_zonotope(
 ) -> InscribedZonotope:
     """Maximises the mean of log(lengths) over zonotopes with A v >= b: A c - |A D| l >= b.
 
-    A primal-dual interior point method with a fixed number of steps, from a start that need not be inside, for a bounded
-    polytope with rows of size one. It ends on the central path at a fixed small parameter, which makes the result a smooth
+    A primal-dual interior point method with a fixed number of steps, from a largest ball, for a bounded polytope whose
+    numbers are of order one. It ends on the central path at a fixed small parameter, which makes the result a smooth
     function of A and b; the gradient is that of the perturbed KKT system. Source of the problem: arXiv 2506.01665.
 
     Args:
@@ -63,9 +65,14 @@ def _solve(A, b, D):
     m, g = D.shape
     C = _rows(A, D)
     p = C.shape[0]
-    z = jnp.concatenate([jnp.zeros(m, A.dtype), jnp.full(g, 0.1, A.dtype)])
-    s = jnp.maximum(C @ z - b, 0.1)
-    start = z, s, jnp.minimum(1.0, 1 / s) * g / p
+    # Inside a largest ball; from outside, steps are short for long.
+    reach = jnp.max(jnp.abs(b))
+    ball = chebyshev_centre(A, b, -reach[None].repeat(m), reach[None].repeat(m))
+    inside = ball.solved & (ball.radius > 0)
+    z = jnp.concatenate([ball.centre, jnp.full(g, 0.5 * ball.radius / g, A.dtype)])
+    z = jnp.where(inside, z, jnp.where(jnp.arange(m + g) < m, 0.0, 1.0))
+    s = jnp.where(inside, C @ z - b, 1.0)
+    start = z, s, g / p / s
 
     def advance(_, state):
         z, s, multipliers = state
@@ -90,7 +97,7 @@ def _solve(A, b, D):
     z, s, multipliers = lax.fori_loop(0, _ITERATIONS, advance, start)
     room = C @ z - b
     finite = jnp.all(jnp.isfinite(z)) & jnp.all(jnp.isfinite(multipliers))
-    solved = finite & jnp.all(room > 0) & (jnp.max(s * multipliers) < 100 * _SMOOTHING)
+    solved = inside & finite & jnp.all(room > 0) & (jnp.max(s * multipliers) < 100 * _SMOOTHING)
     return jnp.where(finite, z, 0.0), multipliers, s, solved
 
 
