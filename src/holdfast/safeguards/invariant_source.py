@@ -3,37 +3,15 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from holdfast.backup import InvariantSet, RobustMargins
-from holdfast.safeguards.source import HalfSpaces, Source, columns, tightened
+from holdfast.safeguards.explicit import ExplicitSource, Promise, controlled, disturbances
+from holdfast.safeguards.source import HalfSpaces, columns, tightened
 from holdfast.sets import Box
 
 
-class Promise(eqx.Module):
-    """What an explicit set promises: no plan, only that the state is inside and that the set's own action keeps it there.
-
-    Attributes:
-        certified: whether it is so, shape [].
-        margin: smallest margin that was seen, shape []; -inf where one was not finite.
-    """
-
-    certified: Bool[Array, ""]
-    margin: Float[Array, ""]
-
-    @staticmethod
-    def of(rows: Float[Array, " R"]) -> "Promise":
-        """The promise that margins [R] make. Decided by `all`, never by `min`, which drops NaN."""
-        finite = jnp.all(jnp.isfinite(rows))
-        return Promise(jnp.all(rows >= 0) & finite, jnp.where(finite, jnp.min(rows), -jnp.inf))
-
-    def kept(self) -> "Promise":
-        """The same after the set's own action: that it holds is known, by how much is not looked at."""
-        return Promise(self.certified, jnp.zeros_like(self.margin))
-
-
-class InvariantSource(Source):
+class InvariantSource(ExplicitSource):
     """u is safe at x in S if F(x, u, w) lies in S for every disturbance w.
 
     With (N, d) = `region.piece(x)` and w = w_c + v, |v| <= h, every row of
@@ -48,7 +26,8 @@ class InvariantSource(Source):
     Attributes:
         invariant: S with the controller that keeps it.
         acceptance: margins, as `certify.certify_invariant_set` derives them.
-        affine: whether F is affine in (u, w) jointly, so that the rows are half-spaces in u: then the source is exact. The proof does not need it:
+        affine: whether F is affine in (u, w) jointly, so that the rows are half-spaces
+            in u: then the source is exact. The proof does not need it:
             said wrongly, corrections are poor, and the check refuses them.
     """
 
@@ -68,22 +47,12 @@ class InvariantSource(Source):
         normals, offsets = self.invariant.region.piece(x)
         return Promise.of(offsets - _times(normals, x) - jnp.asarray(self.acceptance.inside, x.dtype))
 
-    def standing(self, x: Float[Array, " n"], commitment: Promise) -> Promise:
-        """What holds at x as it is seen now: the set needs no memory, and a state outside it is promised nothing."""
-        return self.init(x)
-
     def check(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Promise:
         safe = Promise.of(self.rows(x, u))
         return Promise(safe.certified & self.init(x).certified, safe.margin)
 
     def fallback(self, x: Float[Array, " n"], commitment: Promise) -> Float[Array, " m"]:
-        # Of a state that cannot be read the controller sees the equilibrium; nothing is promised then.
-        rest, resting = (jnp.asarray(v, x.dtype) for v in self.invariant.system.equilibrium())
-        action = self.invariant.controller(jnp.where(jnp.all(jnp.isfinite(x)), x, rest))
-        return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, resting))
-
-    def after_fallback(self, commitment: Promise) -> Promise:
-        return commitment.kept()
+        return controlled(self.invariant.system, self.invariant.controller, x)
 
     def rows(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, " p"]:
         normals, offsets = self.invariant.region.piece(x)
@@ -114,17 +83,7 @@ class InvariantSource(Source):
         return rows - remainder - successor
 
     def _disturbances(self, dtype) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        """Centre and half-widths of the disturbances in `dtype`, the latter rounded upwards about the former."""
-        box = self.invariant.system.disturbance_box
-        if box is None:
-            return jnp.zeros(0, dtype), jnp.zeros(0, dtype)
-        if not isinstance(box.lower, np.ndarray):  # traced, as by `equinox.filter_jit`
-            centre = jnp.asarray(box.centre, dtype)
-            reach = jnp.maximum(box.upper - centre, centre - box.lower)
-            return centre, jnp.nextafter(jnp.asarray(reach, dtype) * (1 + 4 * jnp.finfo(dtype).eps), jnp.inf)
-        centre = box.centre.astype(dtype)
-        reach = np.maximum(box.upper - centre, centre - box.lower)
-        return jnp.asarray(centre), jnp.asarray(np.nextafter(reach.astype(dtype), np.asarray(np.inf, dtype)))
+        return disturbances(self.invariant.system.disturbance_box, dtype)
 
 
 def _times(matrix, right):

@@ -144,13 +144,18 @@ def segment_adjoint(
     active = jnp.argmin(local.value)
     value, normal = local.value[active], local.normals[active]
     along = normal @ direction
-    rooted = (jnp.abs(value) <= 0.05 * jnp.abs(along)) & jnp.all(jnp.isfinite(normal)) & (along != 0)
+    rooted = is_root(value, along) & jnp.all(jnp.isfinite(normal))
     s = jnp.where(rooted, cotangent @ direction / jnp.where(rooted, along, 1.0), 0.0)
     # Double where: a held row may hold inf or NaN slopes, and 0 * inf is NaN.
     reduced = cotangent - s * jnp.where(rooted, normal, 0.0)
     zero = jnp.zeros_like(local.value)
     rows = zero.at[active].set(-s)
     return Adjoint(moves_u * reduced, moves_known_safe * reduced, rows, zero, jnp.zeros_like(cotangent), ~rooted)
+
+
+def is_root(value: Float[Array, ""], along: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether a margin near zero is so on the scale of its segment, where it has the slope `along`; if not, it jumped."""
+    return (jnp.abs(value) <= 0.05 * jnp.abs(along)) & (along != 0) & jnp.isfinite(along)
 
 
 def look_around(rows, action: Float[Array, " m"], curved: bool) -> LocalRows:

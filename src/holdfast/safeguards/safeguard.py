@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from holdfast.safeguards.centres import CENTRES
 from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.map import Map, Segments, look_around
+from holdfast.safeguards.ray_mask import RayMask, no_halfspaces
 from holdfast.safeguards.search import Found, furthest_inside, furthest_safe
 from holdfast.safeguards.source import SafeActionSet, Source
 from holdfast.sets import Box
@@ -36,6 +38,11 @@ class Safeguard(eqx.Module):
             "straight_through". The commitment that `step` is given is held constant.
         evaluations: most checks on a segment of a correction.
         resolution: where its search stops, as a fraction of the segment.
+        mask: deforms every proposal first, safe ones too; what comes out is then accepted, corrected or refused like any
+            proposal. Its derivative is part of "exact".
+
+    Raises:
+        ValueError: for an unknown gradient, or a mask whose centre the source cannot give.
     """
 
     source: Source
@@ -43,10 +50,13 @@ class Safeguard(eqx.Module):
     gradient: GradientMode = eqx.field(static=True, default="exact")
     evaluations: int = eqx.field(static=True, default=4)
     resolution: float = eqx.field(static=True, default=1e-3)
+    mask: RayMask | None = None
 
     def __check_init__(self):
         if self.gradient not in ("exact", "straight_through", "stopped"):
             raise ValueError(f"Safeguard: gradient = {self.gradient!r}; give 'exact', 'straight_through' or 'stopped'")
+        if self.mask is not None and CENTRES[self.mask.centre] is not None and not self.source.exact:
+            raise ValueError(no_halfspaces(self.source, self.mask))
 
     def init(self, x: Float[Array, " n"]) -> Any:
         """The commitment at the start of an episode at x [n]; its `certified` tells whether x is certified."""
@@ -59,10 +69,21 @@ class Safeguard(eqx.Module):
             ValueError: while tracing, if x or u has the wrong shape.
         """
         self._check_shapes(x, u)
-        state = _frozen(state)
-        corrections = self._corrections(state, x, u) if self.source.exact else None
-        decision = _decide(_frozen((self, state, x, u, corrections)))
-        action = self._with_gradient(decision, state, x, u, corrections)
+        state, wanted, corrections = _frozen(state), u, None
+        if self.mask is not None or self.source.exact:
+            actions = _frozen(self)._actions(state, x)
+        if self.mask is not None:
+            masked = self.mask(actions, _admissible(self.source.input_box, u, actions.known_safe))
+            # What is checked is what is applied, bit for bit: no program may compute it twice.
+            wanted = jax.lax.optimization_barrier(jnp.where(jnp.all(jnp.isfinite(u)), masked, u))
+        if self.source.exact:
+            corrections = jax.lax.optimization_barrier(self._corrections(actions, wanted))
+        decision = _decide(_frozen((self, state, x, wanted, corrections)))
+        action = self._with_gradient(decision, state, x, u, wanted, corrections)
+        if self.mask is not None:
+            deformed = (decision.status == Status.accepted) & jnp.any(wanted != u)
+            status = jnp.where(deformed, Status.corrected, decision.status).astype(jnp.int32)
+            decision = eqx.tree_at(lambda d: d.status, decision, status)
         finite = jnp.all(jnp.isfinite(u))
         correction = jnp.where(finite, action - jnp.where(finite, u, 0.0), 0.0)
         return Safeguarded(action, decision.status, decision.margin, correction), decision.commitment
@@ -71,35 +92,36 @@ class Safeguard(eqx.Module):
         """One step from a fresh commitment: for gradients and replay buffers. Claims no recursion."""
         return self.step(self.init(x), x, u)[0]
 
-    def _corrections(self, state, x, u) -> Float[Array, "K m"]:
-        """What the maps propose where the source has exact half-spaces: the furthest action of each of their segments, in
-        closed form. Cheap enough for every state of a batch, and differentiated by plain JAX."""
+    def _actions(self, state, x) -> SafeActionSet:
         # Double where: a state that cannot be read has no derivative, and 0 * NaN is NaN.
         x = jnp.where(jnp.all(jnp.isfinite(x)), x, 0.0)
-        known_safe = self.source.fallback(x, self.source.standing(x, state))
-        unknown = jnp.full((), jnp.nan, u.dtype)
-        actions = SafeActionSet(self.source, x, known_safe, unknown, self.source.halfspaces(x))
-        proposal = _admissible(self.source.input_box, u, known_safe)
-        segments = [each.segments(actions, proposal, unknown) for each in self.maps]
-        segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
-        found = jax.vmap(furthest_inside, in_axes=(None, None, 0, 0))(
-            actions.halfspaces, self.source.input_box, segments.base, segments.target
-        )
-        # What is checked is what is applied, bit for bit: no program may compute it twice.
-        return jax.lax.optimization_barrier(found)
+        source = self.source
+        known_safe = source.fallback(x, _frozen(source.standing(x, state)))
+        unknown = jnp.full((), jnp.nan, known_safe.dtype)
+        return SafeActionSet(source, x, known_safe, unknown, source.halfspaces(x) if source.exact else None)
 
-    def _with_gradient(self, decision: "_Decision", state, x, u, corrections) -> Float[Array, " m"]:
+    def _corrections(self, actions: SafeActionSet, u) -> Float[Array, "K m"]:
+        """What the maps propose where the source has exact half-spaces: the furthest action of each of their segments, in
+        closed form. Cheap enough for every state of a batch, and differentiated by plain JAX."""
+        box = self.source.input_box
+        proposal = _admissible(box, u, actions.known_safe)
+        segments = [each.segments(actions, proposal, actions.known_margin) for each in self.maps]
+        segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
+        furthest = jax.vmap(lambda base, target: furthest_inside(actions.halfspaces, box, base, target))
+        return furthest(segments.base, segments.target)
+
+    def _with_gradient(self, decision: "_Decision", state, x, u, wanted, corrections) -> Float[Array, " m"]:
         passes = decision.status == Status.accepted
         if self.gradient == "stopped":
-            return jnp.where(passes, u, decision.action)
+            return jnp.where(passes & jnp.all(wanted == u), u, decision.action)
         if self.gradient == "straight_through":
             return _straight_through(u, decision.action)
         if corrections is None:
-            return _exact((x, u), _frozen(self), state, decision)
-        kept = _admissible(self.source.input_box, u, decision.known_safe)
+            return _exact((x, wanted), _frozen(self), state, decision)
+        kept = _admissible(self.source.input_box, wanted, decision.known_safe)
         moved = corrections[jnp.maximum(decision.choice, 0)] if len(corrections) > 1 else corrections[0]
         action = jnp.where(decision.choice >= 0, moved, jnp.where(decision.choice == -1, kept, decision.action))
-        return jnp.where(passes, u, action)
+        return jnp.where(passes, wanted, action)
 
     def _check_shapes(self, x, u) -> None:
         m = self.source.input_box.dimension

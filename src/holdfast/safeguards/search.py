@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from holdfast.safeguards.map import Segments
+from holdfast.safeguards.map import Segments, is_root
 from holdfast.safeguards.source import HalfSpaces, Source
 from holdfast.sets import Box
 from holdfast.solvers import stretch
@@ -138,3 +138,32 @@ def furthest_safe(
         (jnp.zeros((), jnp.int32), lines),
     )
     return Found(lines.action, jnp.where(lines.safe, lines.low, -1.0), lines.commitment, lines.safe)
+
+
+@eqx.filter_custom_jvp
+def reach(x, base, target, source: Source, evaluations: int, resolution: float) -> Float[Array, ""]:
+    """How far a segment of actions is safe, as a fraction of it in [0, 1], shape []: what the search finds from its base.
+
+    The derivative is that of the active margin's root, and zero where the margin jumps there. Zero where nothing is safe.
+    """
+    unknown = jnp.full((1,), jnp.nan, base.dtype)
+    like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(source.check, x, base))
+    found = furthest_safe(
+        source, x, Segments(base[None], target[None], unknown, unknown), like, evaluations, resolution
+    )
+    return jnp.maximum(found.length[0], 0.0)
+
+
+@reach.def_jvp
+def _reach_jvp(primals, tangents):
+    x, base, target, source, *_ = primals
+    length = reach(*primals)
+    direction = target - base
+    action = base + length * direction
+    value, slope = jax.jvp(lambda u: source.rows(x, u), (action,), (direction,))
+    active = jnp.argmin(value)
+    rooted = (length > 0) & (length < 1) & is_root(value[active], slope[active])
+    dx, dbase, dtarget = (jnp.zeros_like(v) if t is None else t for v, t in zip((x, base, target), tangents))
+    moved = (1 - length) * dbase + length * dtarget
+    _, change = jax.jvp(lambda x, u: source.rows(x, u)[active], (x, action), (dx, moved))
+    return length, jnp.where(rooted, -change / jnp.where(rooted, slope[active], 1.0), 0.0)

@@ -14,9 +14,10 @@ def stretch(
     checks it.
     """
     slope, slack = A @ direction, A @ base - b
-    # Double where: a row along the line has no ratio, and 0 * inf is NaN in the derivative.
-    ratio = -slack / jnp.where(slope == 0, 1.0, slope)
-    beside = jnp.any((slope == 0) & (slack < 0))
-    last = jnp.min(jnp.where(slope < 0, ratio, jnp.inf), initial=jnp.inf)
-    first = jnp.max(jnp.where(slope > 0, ratio, -jnp.inf), initial=-jnp.inf)
+    # Double where: a row along the line has no ratio, and 0 * inf is NaN in the derivative, where slopes are squared.
+    along = ~(jnp.abs(slope) > jnp.finfo(slope.dtype).tiny ** 0.4)
+    ratio = -slack / jnp.where(along, 1.0, slope)
+    beside = jnp.any(along & (slack < 0))
+    last = jnp.min(jnp.where(~along & (slope < 0), ratio, jnp.inf), initial=jnp.inf)
+    first = jnp.max(jnp.where(~along & (slope > 0), ratio, -jnp.inf), initial=-jnp.inf)
     return first, jnp.where(beside, -jnp.inf, last)

@@ -157,6 +157,11 @@ class ChebyshevBall(eqx.Module):
     radius: Float[Array, ""]
     status: Int[Array, ""]
 
+    @property
+    def solved(self) -> Bool[Array, ""]:
+        """Whether the ball is a largest one of a polytope that is not empty."""
+        return self.status == SolverStatus.solved
+
 
 def chebyshev_centre(
     A: Float[ArrayLike, "p m"],
@@ -174,7 +179,9 @@ def chebyshev_centre(
 
     **Raises:** `ValueError` for shapes that do not fit; never for numbers.
     """
-    centre, A, b, lower, upper, _ = as_arrays(jnp.zeros(jnp.shape(A)[1:]), A, b, lower, upper, None)
+    centre, A, b, lower, upper, _ = as_arrays(
+        jnp.zeros(jnp.shape(A)[1:], jnp.asarray(A).dtype), A, b, lower, upper, None
+    )
     m = len(centre)
     zero = jnp.all(A == 0, axis=1)
     # Double where: the norm of a zero row has no gradient.

@@ -27,19 +27,19 @@ class Status(enum.IntEnum):
 
 _TEXT = {
     Status.accepted: (
-        "The backup plan from the next state arrives safely, so the proposed action was applied bit for bit.",
+        "The proposed action was verified to keep the state certified, so it was applied bit for bit.",
         "Nothing to do.",
     ),
     Status.corrected: (
-        "The proposed action left the certified set or the input box; the nearest verified candidate was applied.",
-        "Frequent corrections mean that the policy works against its limits: penalise interventions in training.",
+        "The proposed action left the certified set or the input box, or a mask moved it; a verified action was applied instead.",
+        "Frequent corrections without a mask mean that the policy works against its limits: penalise interventions.",
     ),
     Status.fell_back: (
-        "Neither the proposed action nor any candidate could be verified; the committed plan was replayed.",
-        "Frequent fall-backs mean that the candidates are poor: use more maps or a longer horizon.",
+        "Neither the proposed action nor any candidate could be verified; the action that keeps the promise was applied.",
+        "Frequent fall-backs mean that candidates are poor or safe actions few: use more maps, a longer horizon or a larger set.",
     ),
     Status.bad_action: (
-        "The proposed action held NaN or infinity; the committed plan was replayed.",
+        "The proposed action held NaN or infinity; the action that keeps the promise was applied.",
         "Look for a diverged policy, a normalisation by zero, or an unscaled observation.",
     ),
     Status.bad_state: (
@@ -47,8 +47,8 @@ _TEXT = {
         "Look at the sensor, the estimator or the simulator: the safeguard cannot certify what it cannot see.",
     ),
     Status.uncertified: (
-        "No plan is committed, and none could be: neither the action nor a candidate was verified to arrive safely.",
-        "Start where `safeguard.init(x).certified` holds, or train a better backup policy; look at the model if it held before.",
+        "Nothing is promised: the state is outside, or cannot be read by a set that needs it, and no action was verified.",
+        "Start where `safeguard.init(x).certified` holds, or train a better backup policy; look at model and sensor if it held.",
     ),
     Status.unguarded: (
         "No safeguard is in the loop; the action was only clipped to the input box.",
