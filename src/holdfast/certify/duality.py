@@ -48,7 +48,12 @@ def corner_basis(c: np.ndarray, first: int) -> np.ndarray:
 
 
 def maximise(
-    c: np.ndarray, G: np.ndarray, h: np.ndarray, basis: np.ndarray, target: np.ndarray | float = -np.inf, limit: int = 200
+    c: np.ndarray,
+    G: np.ndarray,
+    h: np.ndarray,
+    basis: np.ndarray,
+    target: np.ndarray | float = -np.inf,
+    limit: int = 200,
 ) -> Multipliers:
     """max c'x over {G x <= h} for a batch, by the dual simplex (Lemke 1954). Every iterate is a valid bound, so a problem
     stops as soon as its bound is at most `target`.

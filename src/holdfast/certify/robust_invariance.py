@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -250,7 +249,9 @@ class InvarianceProver:
         x = x + 1e-9 * (self.inner[:, None] - x)
         inside = (self.normals @ x <= self.offsets[:, None]).all(0)
         w = self.worst(x, facets)
-        after = np.einsum("bi,ib->b", self.normals[facets], self.loop.at(np.concatenate([x, self.loop.inputs(x), w])).lo)
+        after = np.einsum(
+            "bi,ib->b", self.normals[facets], self.loop.at(np.concatenate([x, self.loop.inputs(x), w])).lo
+        )
         beyond = inside & (after > self.target[facets])
         best = np.argmax(np.where(beyond, after - self.target[facets], -np.inf))
         return (x[:, best], w[:, best], int(facets[best])) if beyond.any() else None
@@ -310,7 +311,9 @@ def inner_point(region: Polytope) -> np.ndarray:
     lower, upper = bounding_box(region.normals, region.offsets)
     h = np.concatenate([region.offsets, upper, -lower])
     rows = np.concatenate([region.normals, box])
-    found = maximise(directions, rows, np.broadcast_to(h, (len(directions), h.size)), corner_basis(directions, len(region.offsets)))
+    found = maximise(
+        directions, rows, np.broadcast_to(h, (len(directions), h.size)), corner_basis(directions, len(region.offsets))
+    )
     return found.x.mean(axis=0)
 
 
