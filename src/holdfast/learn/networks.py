@@ -51,6 +51,14 @@ class TanhGaussian(eqx.Module):
     log_std: Float[Array, " m"]
     input_box: Box
 
+    @staticmethod
+    def initialise(
+        key: Key[Array, ""], observations: int, hidden: tuple[int, ...], input_box: Box, std: float
+    ) -> "TanhGaussian":
+        """A policy that begins at the nominal input, with noise of standard deviation `std` before the tanh."""
+        m = input_box.dimension
+        return TanhGaussian(Network.initialise(key, (observations, *hidden, m)), jnp.full(m, jnp.log(std)), input_box)
+
     def __call__(
         self, observation: Float[Array, " o"], nominal: Float[Array, " m"], noise: Float[Array, " m"] | None = None
     ) -> Float[Array, " m"]:

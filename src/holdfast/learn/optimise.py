@@ -49,6 +49,28 @@ def descend(optimiser: optax.GradientTransformation, gradient, optimiser_state, 
     return eqx.combine(stepped, rest), moved, (~finite).astype(jnp.int32)
 
 
+def over_steps(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` of step(carry, input) -> (carry, output) for models: their leaves need not all be JAX arrays."""
+    arrays, rest = eqx.partition(carry, eqx.is_array)
+
+    def body(arrays, each):
+        carry, output = step(eqx.combine(arrays, rest), each)
+        return eqx.filter(carry, eqx.is_array), output
+
+    arrays, outputs = jax.lax.scan(body, arrays, inputs)
+    return eqx.combine(arrays, rest), outputs
+
+
+def moved_towards(target: Any, model: Any, share: float) -> Any:
+    """A target network after a share of the model has moved into it (Polyak averaging)."""
+    return jax.tree.map(lambda old, new: (1 - share) * old + share * new, target, model)
+
+
+def norm(gradient: Any) -> jax.Array:
+    """Euclidean length over all leaves, shape []."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def limit_cotangent(x: jax.Array, limit: float) -> jax.Array:
     """x, shape [n]; in the backward pass a cotangent longer than `limit` is shortened to it."""
