@@ -13,6 +13,11 @@ import jax.numpy as jnp
 import optax
 
 
+def arrays(tree: Any) -> tuple[Any, Any]:
+    """(JAX arrays, the rest), as `equinox.partition`: what loops carry, and the problem's constants."""
+    return eqx.partition(tree, lambda leaf: isinstance(leaf, jax.Array))
+
+
 def learned(model: Any) -> tuple[Any, Any]:
     """(floating-point JAX arrays, the rest), as `equinox.partition`."""
     return eqx.partition(model, lambda leaf: isinstance(leaf, jax.Array) and eqx.is_inexact_array(leaf))
@@ -51,14 +56,14 @@ def descend(optimiser: optax.GradientTransformation, gradient, optimiser_state, 
 
 def over_steps(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
     """`jax.lax.scan` of step(carry, input) -> (carry, output) for models: their leaves need not all be JAX arrays."""
-    arrays, rest = eqx.partition(carry, eqx.is_array)
+    moving, rest = arrays(carry)
 
-    def body(arrays, each):
-        carry, output = step(eqx.combine(arrays, rest), each)
-        return eqx.filter(carry, eqx.is_array), output
+    def body(moving, each):
+        carry, output = step(eqx.combine(moving, rest), each)
+        return arrays(carry)[0], output
 
-    arrays, outputs = jax.lax.scan(body, arrays, inputs)
-    return eqx.combine(arrays, rest), outputs
+    moving, outputs = jax.lax.scan(body, moving, inputs)
+    return eqx.combine(moving, rest), outputs
 
 
 def moved_towards(target: Any, model: Any, share: float) -> Any:
