@@ -326,14 +326,14 @@ def test_whole_episodes_are_differentiated_without_the_critic():
     state = trainer.init(jax.random.key(0))
     noise = jnp.zeros((5, SMALL["environments"], 1))
     objective = lambda state: trainer._actor_loss(state.actor, state, noise, jax.random.key(1))  # noqa: E731
-    loss, window = objective(state)
-    assert np.all(window["terminated"][-1]) and not np.any(window["ended"][:-1])
+    loss, (experience, window) = objective(state)
+    assert np.all(window.terminated[-1]) and not np.any(window.ended[:-1])
     discounts = 0.9 ** np.arange(5)[:, None]
-    shaped = np.asarray(window["reward"]) * float(state.reward_scale)
+    shaped = np.asarray(window.reward) * float(state.experience.reward_scale)
     np.testing.assert_allclose(loss, -np.mean(discounts * shaped), rtol=1e-5)
     other = eqx.tree_at(lambda s: s.target, state, jax.tree.map(lambda leaf: 1e3 + leaf, state.target))
     np.testing.assert_array_equal(loss, objective(other)[0])
-    np.testing.assert_allclose(window["last_returns"], np.sum(window["reward"], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(experience.last_returns, np.sum(window.reward, axis=0), rtol=1e-5)
 
 
 def test_a_lost_episode_ends_and_is_charged_its_last_reward_for_the_rest():
@@ -342,12 +342,12 @@ def test_a_lost_episode_ends_and_is_charged_its_last_reward_for_the_rest():
     trainer = ShacTrainer(task, UNGUARDED, settings)
     state = trainer.init(jax.random.key(0))
     noise = jnp.zeros((5, SMALL["environments"], 1))
-    loss, window = trainer._actor_loss(state.actor, state, noise, jax.random.key(1))
-    assert np.all(window["lost"][0]) and np.all(window["ended"][0])
-    first = np.asarray(window["reward"][0]) * float(state.reward_scale)
-    np.testing.assert_allclose(window["value"][0], 4 * first, rtol=1e-5)
+    loss, (_, window) = trainer._actor_loss(state.actor, state, noise, jax.random.key(1))
+    assert np.all(window.lost[0]) and np.all(window.ended[0])
+    first = np.asarray(window.reward[0]) * float(state.experience.reward_scale)
+    np.testing.assert_allclose(window.value[0], 4 * first, rtol=1e-5)
     # Only the first episode of each counts: its one step, and the charge.
-    np.testing.assert_allclose(loss, -np.sum(first + 0.9 * 4 * first) / window["reward"].size, rtol=1e-5)
+    np.testing.assert_allclose(loss, -np.sum(first + 0.9 * 4 * first) / window.reward.size, rtol=1e-5)
 
 
 def test_practice_begins_in_the_middle_only_where_the_guard_answers_for_it(certified):
@@ -359,7 +359,7 @@ def test_practice_begins_in_the_middle_only_where_the_guard_answers_for_it(certi
     implicit = ImplicitInvariantSet(BackupPolicy(certified.base_set), TASK.safe_set, TASK.safety.horizon)
     guard = Safeguard(BackupSource(implicit, certified.acceptance), (Ray(),))
     trainer = ShacTrainer(Practised(), guard, ShacSettings(**SMALL))
-    episodes = jax.vmap(lambda key: trainer._begin(key, 0.8))(jax.random.split(jax.random.key(0), 64))
+    episodes = jax.vmap(lambda key: trainer.collector.begin(key, 0.8))(jax.random.split(jax.random.key(0), 64))
     practised = np.asarray(episodes.t) > 0
     assert 5 < practised.sum() < 60
     assert np.all(episodes.guard.certified)

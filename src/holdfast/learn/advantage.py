@@ -28,3 +28,22 @@ def td_lambda(
 
     _, targets = jax.lax.scan(back, next_values[-1], (rewards, next_values, terminated, ended), reverse=True)
     return targets
+
+
+def generalised_advantage(
+    rewards: Float[Array, "H B"],
+    values: Float[Array, "H B"],
+    next_values: Float[Array, "H B"],
+    terminated: Bool[Array, "H B"],
+    ended: Bool[Array, "H B"],
+    discount: float,
+    trace: float,
+) -> tuple[Float[Array, "H B"], Float[Array, "H B"]]:
+    """(advantages, targets of the values), shapes [H, B].
+
+    A_k = sum_j (gamma lambda)^j delta_{k+j} with delta_k = r_k + gamma V(x_{k+1}) - V(x_k), cut where an episode ends:
+    the same sum as that of the TD(lambda) target, less V(x_k).
+    Source: Schulman et al., High-dimensional continuous control using generalized advantage estimation, ICLR 2016.
+    """
+    targets = td_lambda(rewards, next_values, terminated, ended, discount, trace)
+    return targets - values, targets

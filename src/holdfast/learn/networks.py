@@ -42,8 +42,9 @@ class TanhGaussian(eqx.Module):
     it is twice its weight. Called without noise, it is its own deterministic mean.
 
     Attributes:
-        network: normalised observation [o] -> mean before the tanh [m], on top of the nominal input's.
-        log_std: state-independent, shape [m].
+        network: normalised observation [o] -> mean before the tanh [m], on top of the nominal input's; or [2m], where the
+            second half is added to `log_std`.
+        log_std: logarithm of the Gaussian's standard deviation, shape [m].
         input_box: outputs are centre + half_width * tanh(.).
     """
 
@@ -51,14 +52,56 @@ class TanhGaussian(eqx.Module):
     log_std: Float[Array, " m"]
     input_box: Box
 
+    @staticmethod
+    def initialise(
+        key: Key[Array, ""],
+        observations: int,
+        hidden: tuple[int, ...],
+        input_box: Box,
+        std: float,
+        std_of_state: bool = False,
+    ) -> "TanhGaussian":
+        """A policy that begins at the nominal input, with noise of standard deviation `std` before the tanh; later the
+        noise may depend on the observation if `std_of_state`."""
+        m = input_box.dimension
+        network = Network.initialise(key, (observations, *hidden, 2 * m if std_of_state else m))
+        return TanhGaussian(network, jnp.full(m, jnp.log(std)), input_box)
+
     def __call__(
         self, observation: Float[Array, " o"], nominal: Float[Array, " m"], noise: Float[Array, " m"] | None = None
     ) -> Float[Array, " m"]:
         """The action for standard normal noise [m], reparametrised so that gradients flow through the noise."""
-        centre = jnp.asarray(self.input_box.centre, observation.dtype)
-        half = jnp.asarray(self.input_box.half_widths, observation.dtype)
+        mean, log_std = self.gaussian(observation, nominal)
+        return self.squashed(mean if noise is None else mean + jnp.exp(log_std) * noise)
+
+    def gaussian(
+        self, observation: Float[Array, " o"], nominal: Float[Array, " m"]
+    ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+        """(mean, logarithm of the standard deviation) before the tanh, shapes [m]."""
+        centre, half = self._scale(observation.dtype)
+        said, m = self.network(observation), nominal.shape[0]
         # Not closer to the edges of the box than this: the tanh would let no derivative through.
-        raw = jnp.arctanh(jnp.clip((nominal - centre) / half, -0.95, 0.95)) + self.network(observation)
-        raw = raw if noise is None else raw + jnp.exp(self.log_std) * noise
+        mean = jnp.arctanh(jnp.clip((nominal - centre) / half, -0.95, 0.95)) + said[:m]
+        if said.shape[0] == m:
+            return mean, self.log_std
+        return mean, jnp.clip(self.log_std + said[m:], -10.0, 2.0)
+
+    def squashed(self, raw: Float[Array, " m"]) -> Float[Array, " m"]:
+        """The action of a number before the tanh, shape [m]."""
+        centre, half = self._scale(raw.dtype)
         # The clip only takes back rounding of centre + half, so that every proposal is admissible.
         return self.input_box.clip(centre + half * jnp.tanh(raw))
+
+    def _scale(self, dtype):
+        return jnp.asarray(self.input_box.centre, dtype), jnp.asarray(self.input_box.half_widths, dtype)
+
+
+def log_density(raw: Float[Array, " m"], mean: Float[Array, " m"], log_std: Float[Array, " m"]) -> Float[Array, ""]:
+    """log density of tanh(raw), an action in units of the input box's half-widths, where raw is Gaussian; shape [].
+
+    The change of variables costs log(1 - tanh(raw)^2), written without the difference that rounds to zero far out.
+    Source: Haarnoja et al. 2018, appendix C.
+    """
+    gaussian = -0.5 * ((raw - mean) * jnp.exp(-log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi)
+    slope = 2 * (np.log(2.0) - raw - jax.nn.softplus(-2 * raw))
+    return jnp.sum(gaussian - slope)

@@ -13,6 +13,11 @@ import jax.numpy as jnp
 import optax
 
 
+def arrays(tree: Any) -> tuple[Any, Any]:
+    """(JAX arrays, the rest), as `equinox.partition`: what loops carry, and the problem's constants."""
+    return eqx.partition(tree, lambda leaf: isinstance(leaf, jax.Array))
+
+
 def learned(model: Any) -> tuple[Any, Any]:
     """(floating-point JAX arrays, the rest), as `equinox.partition`."""
     return eqx.partition(model, lambda leaf: isinstance(leaf, jax.Array) and eqx.is_inexact_array(leaf))
@@ -47,6 +52,28 @@ def descend(optimiser: optax.GradientTransformation, gradient, optimiser_state, 
     stepped = jax.tree.map(keep, optax.apply_updates(arrays, updates), arrays)
     moved = jax.tree.map(keep, moved, optimiser_state)
     return eqx.combine(stepped, rest), moved, (~finite).astype(jnp.int32)
+
+
+def over_steps(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan` of step(carry, input) -> (carry, output) for models: their leaves need not all be JAX arrays."""
+    moving, rest = arrays(carry)
+
+    def body(moving, each):
+        carry, output = step(eqx.combine(moving, rest), each)
+        return arrays(carry)[0], output
+
+    moving, outputs = jax.lax.scan(body, moving, inputs)
+    return eqx.combine(moving, rest), outputs
+
+
+def moved_towards(target: Any, model: Any, share: float) -> Any:
+    """A target network after a share of the model has moved into it (Polyak averaging)."""
+    return jax.tree.map(lambda old, new: (1 - share) * old + share * new, target, model)
+
+
+def norm(gradient: Any) -> jax.Array:
+    """Euclidean length over all leaves, shape []."""
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
