@@ -204,7 +204,8 @@ class Collector(eqx.Module):
         starts = jax.vmap(task.sample_start)(jax.random.split(unit_key, count))
         times = jax.random.randint(unit_key, (count,), 0, task.episode_steps)
         rewards = jax.vmap(lambda x, t, c: task.reward(x, idle, task.system.step(x, idle), t, c))
-        unit = jnp.mean(jnp.abs(rewards(starts, times, episodes.context)))
+        contexts = jax.vmap(task.context_at)(starts, episodes.context)
+        unit = jnp.mean(jnp.abs(rewards(starts, times, contexts)))
         normaliser = RunningNormaliser.initialise(task.observation_size).update(jax.vmap(self.observe)(episodes))
         none = jnp.full(count, jnp.nan)
         return Experience(episodes, _return_from(episodes), none, normaliser, 1.0 / (unit + 1e-6), safety)
@@ -321,7 +322,7 @@ class Collector(eqx.Module):
             return episode
         x, t = task.sample_practice(where_key)
         x = x.astype(episode.x.dtype)
-        trial = Episode(x, t, episode.context, guard.init(x), episode.key)
+        trial = Episode(x, t, task.context_at(x, episode.context), guard.init(x), episode.key)
         chosen = jax.random.bernoulli(whether_key, practice) & _certified(trial.guard)
         return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), trial, episode)
 

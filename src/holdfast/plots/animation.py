@@ -110,8 +110,10 @@ class _Player:
 
     def __init__(self, task, trajectories, episode, context, implicit_set, theme, dpi):
         self.task, self.theme = task, theme
-        self.context = task.sample_context(jax.random.key(0)) if context is None else context
         self.states = finite(trajectories.states[episode])
+        if context is None:
+            context = task.context_at(jnp.asarray(self.states[0]), task.sample_context(jax.random.key(0)))
+        self.context = context
         self.status = np.asarray(trajectories.status[episode])
         self.times = trajectories.dt * np.arange(len(self.states))
         self.futures = {} if implicit_set is None else backup_futures(task, trajectories, episode, implicit_set)

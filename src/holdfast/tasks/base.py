@@ -107,6 +107,11 @@ class Task(eqx.Module):
         """What stays fixed within an episode (a recorded series, obstacles); nothing by default."""
         return ()
 
+    def context_at(self, x: Float[Array, " n"], context: Any) -> Any:
+        """The context of an episode that starts at x, from the one that was drawn: the same by default. Override where
+        what is asked for depends on the start, as coming back to it; keep shapes and types."""
+        return context
+
     def disturbance(self, key: Key[Array, ""], t: Int[Array, ""], context: Any) -> Float[Array, " d"]:
         """What disturbs the step at time t, shape [d]: uniform over the system's disturbance box by default, d = 0 without
         one. Override for recorded data; a safeguard answers for any sequence in the box."""

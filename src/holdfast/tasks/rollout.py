@@ -29,11 +29,11 @@ at every step, so that it can hold what it chose: fold t into it for what should
 
 def reset(task: Task, guard: Guard, key: Key[Array, ""], dtype=None) -> Episode:
     """A new episode. Its key decides start and context; use fold_in(seed, episode), so that batches do not matter."""
-    start, context = jax.random.split(key)
-    x = task.sample_start(start)
+    start_key, context_key = jax.random.split(key)
+    x = task.sample_start(start_key)
     x = x if dtype is None else x.astype(dtype)
-    noise = jax.random.fold_in(key, 2)
-    return Episode(x, jnp.zeros((), jnp.int32), task.sample_context(context), guard.init(x), noise)
+    context = task.context_at(x, task.sample_context(context_key))
+    return Episode(x, jnp.zeros((), jnp.int32), context, guard.init(x), jax.random.fold_in(key, 2))
 
 
 def step(
