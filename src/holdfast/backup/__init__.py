@@ -5,7 +5,7 @@ from holdfast.backup.flow import Flow, backup_flow
 from holdfast.backup.implicit import ImplicitInvariantSet
 from holdfast.backup.plan import AcceptanceMargins, Plan
 from holdfast.backup.policy import BackupNetwork, BackupPolicy
-from holdfast.backup.robust import InvariantSet
+from holdfast.backup.robust import InvariantSet, RobustMargins
 
 __all__ = [
     "AcceptanceMargins",
@@ -17,6 +17,7 @@ __all__ = [
     "ImplicitInvariantSet",
     "InvariantSet",
     "Plan",
+    "RobustMargins",
     "backup_flow",
     "design_base_controller",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from holdfast.sets import LocallyConvex
@@ -24,3 +25,22 @@ class InvariantSet(eqx.Module):
 
     def contains(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
         return self.region.contains(x)
+
+
+class RobustMargins(eqx.Module):
+    """What a state and an action have to show, in the running precision, so that rounding cannot lead out of the set.
+
+    Each is a vector [p], one number a facet of the region, or a scalar for all of them, in the units of the facets.
+    Infinite where nothing is proved, so that nothing is ever accepted.
+
+    Attributes:
+        inside: the computed margin d - N x that a state has to show, so that it lies in S.
+        successor: the computed margin that an action has to show for its worst successor, d - N F(x, u, w) over all w,
+            so that the successor that the plant computes shows `inside`.
+        remainder: bound on what is left of N F(x, u, w) after its linearisation in w about the centre of the disturbance
+            box; zero where F is affine in w.
+    """
+
+    inside: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
+    successor: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
+    remainder: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))

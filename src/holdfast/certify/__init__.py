@@ -8,6 +8,7 @@ from holdfast.certify.defaults import Defaults, derive_defaults, safe_bounds
 from holdfast.certify.interpreter import UnsupportedPrimitive, interval_eval
 from holdfast.certify.interval import Interval
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
+from holdfast.certify.invariant_set import CertifiedInvariantSet, certify_invariant_set
 from holdfast.certify.proof import InvarianceProof, invariance_robustness
 from holdfast.certify.rounding import flow_deviation, rounding_error
 from holdfast.certify.slope import interval_jacobian
@@ -18,6 +19,7 @@ __all__ = [
     "Acceptance",
     "Certificate",
     "CertifiedBaseSet",
+    "CertifiedInvariantSet",
     "Defaults",
     "Interval",
     "InvarianceProof",
@@ -26,6 +28,7 @@ __all__ = [
     "UnsupportedPrimitive",
     "acceptance_margins",
     "certify_base_set",
+    "certify_invariant_set",
     "derive_defaults",
     "flow_deviation",
     "inside",

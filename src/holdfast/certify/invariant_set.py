@@ -1,0 +1,395 @@
+"""The certificate of a robust control invariant set, and with it of every safeguard built on it."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from holdfast.backup import InvariantSet, RobustMargins
+from holdfast.certify import interval as iv
+from holdfast.certify.certificate import Certificate, Obligation
+from holdfast.certify.duality import bounding_box, corner_basis, maximise, upper_bound
+from holdfast.certify.interpreter import interval_eval
+from holdfast.certify.interval import Interval
+from holdfast.certify.linear import matmul
+from holdfast.certify.refutation import no_action_keeps
+from holdfast.certify.robust_invariance import RobustProof, prove_robust_invariance
+from holdfast.certify.rounding import rounding_error
+from holdfast.certify.slope import interval_jacobian
+from holdfast.sets import Box, Polytope
+from holdfast.systems import ClippedFeedback, System
+
+#: Rounding bounds are multiplied by this, so that the proof does not hang on the last digit.
+_SURPLUS = 1.25
+
+
+class CertifiedInvariantSet(eqx.Module):
+    """A robust control invariant set, the margins that actions must show, and what was shown.
+
+    Attributes:
+        invariant: S and its controller.
+        acceptance: margins for rounding; infinite where the certificate does not hold, so that nothing is accepted.
+        certificate: what was shown, and how.
+    """
+
+    invariant: InvariantSet
+    acceptance: RobustMargins
+    certificate: Certificate = eqx.field(static=True)
+
+
+def certify_invariant_set(
+    invariant: InvariantSet,
+    feasible: Box | Polytope,
+    *,
+    physics: str,
+    dtype=np.float32,
+    max_seconds: float = 60.0,
+    proof: str = "",
+) -> CertifiedInvariantSet:
+    """Proves that a set is invariant under its controller for every disturbance, and derives the margins.
+
+    Args:
+        invariant: the set, a `Polytope` with a `ClippedFeedback`, unless `proof` says why it is invariant.
+        feasible: where the state has to stay.
+        physics: hash of the physics, noted in the certificate.
+        dtype: precision of the run.
+        max_seconds: budget; spent means "not proved", never "safe".
+        proof: for regions that are not polytopes: by what argument they are invariant, noted as assumed.
+
+    Returns: the certified set. If the certificate does not hold, the margins are infinite.
+
+    Raises:
+        Unbounded: if the region is empty or unbounded.
+        TypeError: if region or controller are of another kind and no `proof` is given.
+        ValueError: if the shapes of region, feasible set and system do not fit.
+    """
+    system, region = invariant.system, invariant.region
+    subject = f"{type(system).__name__}: a robust control invariant set"
+    if not isinstance(region, Polytope) or not isinstance(invariant.controller, ClippedFeedback):
+        return _by_argument(invariant, feasible, subject, physics, dtype, proof)
+    _require_shapes(system, region, feasible)
+    inside = _containment(region, feasible, system)
+    affine, remainder = _affinity(system, region)
+    bounds = _Rounding(invariant, dtype)
+    margins = RobustMargins(bounds.inside, bounds.successor, remainder)
+    slack = bounds.needed + remainder
+    if np.isfinite(slack).all():
+        found = prove_robust_invariance(system, region, invariant.controller, slack=slack, max_seconds=max_seconds)
+    else:
+        found = RobustProof("not_proved", 0, 0, 0.0, None, "rounding of a step cannot be bounded over the set")
+    obligations = [inside, *_invariance(invariant, found, slack), _admissible(invariant), affine]
+    obligations.append(_rounding_obligation(margins, slack, found.result == "proved", dtype))
+    certificate = Certificate(subject, physics, (*obligations, *_standing(system)))
+    if not certificate.holds:
+        margins = _nothing(len(region.offsets))
+    return CertifiedInvariantSet(invariant, margins, certificate)
+
+
+def _nothing(facets: int) -> RobustMargins:
+    never = np.full(facets, np.inf)
+    return RobustMargins(never, never, np.zeros(facets))
+
+
+def _require_shapes(system: System, region: Polytope, feasible) -> None:
+    n = system.state_size
+    size = feasible.dimension if isinstance(feasible, Box) else feasible.normals.shape[1]
+    if region.normals.shape[1] != n or size != n:
+        raise ValueError(
+            f"{type(system).__name__} has {n} states, the region {region.normals.shape[1]} and the feasible set {size}; "
+            "give both in coordinates of the state"
+        )
+
+
+# --- inside the feasible set ---------------------------------------------------------------------------------------
+
+
+def _rows(feasible: Box | Polytope) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(feasible, Polytope):
+        return feasible.normals, feasible.offsets
+    eye = np.eye(feasible.dimension)
+    keep = np.isfinite(np.concatenate([feasible.upper, feasible.lower]))
+    return np.concatenate([eye, -eye])[keep], np.concatenate([feasible.upper, -feasible.lower])[keep]
+
+
+def _containment(region: Polytope, feasible: Box | Polytope, system: System) -> Obligation:
+    normals, limits = _rows(feasible)
+    lower, upper = bounding_box(region.normals, region.offsets)
+    n, k = len(lower), len(limits)
+    G = np.concatenate([region.normals, np.eye(n), -np.eye(n)])
+    h = np.broadcast_to(np.concatenate([region.offsets, upper, -lower]), (k, len(G)))
+    found = maximise(normals, G, h, corner_basis(normals, len(region.offsets)))
+    c, box = Interval(normals.T, normals.T), Interval(np.repeat(lower[:, None], k, 1), np.repeat(upper[:, None], k, 1))
+    bound = upper_bound(c, G, h, found, box)
+    # A facet of the feasible set that is a facet of the region says it all, to the last bit.
+    shared = (np.abs(normals[:, None] - region.normals[None]).max(-1) == 0) & (region.offsets <= limits[:, None])
+    over = np.where(shared.any(1), -1.0, bound - limits)
+    numbers: dict = {"facets": len(region.offsets), "lower": lower.tolist(), "upper": upper.tolist()}
+    discharge = "proved"
+    if not (over <= 0).all():
+        worst = int(np.argmax(np.nan_to_num(over, nan=np.inf)))
+        middle = found.x.mean(axis=0)
+        x = found.x[worst] + 1e-9 * (middle - found.x[worst])
+        point = Interval(x[:, None], x[:, None])
+        margins = iv.sub(
+            Interval.constant(region.offsets), matmul(Interval.constant(region.normals), point[:, None])[:, 0]
+        )
+        beyond = matmul(Interval.constant(normals[worst][None]), point[:, None])[0, 0]
+        refuted = (margins.lo >= 0).all() and beyond.lo[0] > limits[worst]
+        discharge = "refuted" if refuted else "not proved"
+        coordinate = int(np.argmax(np.abs(normals[worst])))
+        numbers |= {"state": x.tolist(), "limit": float(limits[worst]), "coordinate": system.state_names[coordinate]}
+    method = "dual multipliers of linear programs, evaluated in interval arithmetic"
+    if discharge == "refuted":
+        method = f"the state x = {np.round(numbers['state'], 6).tolist()} lies in the set and outside the feasible one"
+    return Obligation(
+        "inside the feasible set", "Every state of the set lies in the feasible set.", discharge, method, numbers
+    )
+
+
+# --- invariance ----------------------------------------------------------------------------------------------------
+
+
+def _invariance(invariant: InvariantSet, found: RobustProof, slack: np.ndarray) -> list[Obligation]:
+    region = invariant.region
+    claim = (
+        "From every state of the set, and for every disturbance of the box, one step of the true nonlinear system under the "
+        "controller leads back into the set, further inside than rounding can undo."
+    )
+    numbers = {
+        "facets": len(region.offsets),
+        "cells": found.cells,
+        "programs": found.programs,
+        "seconds": round(found.seconds, 3),
+        "largest_slack": float(slack.max()),
+    }
+    discharge = "not proved" if found.result == "not_proved" else found.result
+    if found.witness is not None:
+        numbers["witness"] = {k: np.asarray(v).tolist() for k, v in found.witness.items()}
+    method = f"cells with mean value forms, {found.reason}"
+    obligations = [Obligation("invariant under its controller", claim, discharge, method, numbers)]
+    if found.result != "proved":
+        start = None if found.witness is None else found.witness["state"]
+        refutation = no_action_keeps(invariant.system, region, start)
+        if refutation is not None:
+            numbers = refutation.numbers()
+            text = "From every state of the set some admissible action keeps every successor in the set."
+            obligations.append(Obligation("some action keeps the set", text, "refuted", refutation.reason, numbers))
+    return obligations
+
+
+def _admissible(invariant: InvariantSet) -> Obligation:
+    box, own = invariant.system.input_box, invariant.controller.input_box
+    within = bool(np.all(own.lower >= box.lower) and np.all(own.upper <= box.upper))
+    return Obligation(
+        "admissible controller",
+        "Whatever the state, the controller's action lies in the input box.",
+        "proved" if within else "refuted",
+        "algebra: the last thing it does is to clip to that box" if within else "it clips to another box",
+        {"lower": box.lower.tolist(), "upper": box.upper.tolist()},
+    )
+
+
+# --- the disturbance -----------------------------------------------------------------------------------------------
+
+
+def _affinity(system: System, region: Polytope) -> tuple[Obligation, np.ndarray]:
+    """That F is affine in w, from the interval slope of dF/dw in w; else a bound of what its linearisation leaves."""
+    facets, box = len(region.offsets), system.disturbance_box
+    name, claim = (
+        "affine in the disturbance",
+        "The step is affine in the disturbance, whose corners therefore are the worst.",
+    )
+    if box is None or not box.dimension:
+        return Obligation(name, "Nothing disturbs the step.", "assumed", "declared by the system"), np.zeros(facets)
+    n, m, d = system.state_size, system.input_size, box.dimension
+    lower, upper = bounding_box(region.normals, region.offsets)
+
+    def by_disturbance(z):
+        return jax.jacfwd(lambda w: system.step(z[:n], z[n : n + m], w))(z[n + m :])
+
+    low = np.concatenate([lower, system.input_box.lower, box.lower])
+    high = np.concatenate([upper, system.input_box.upper, box.upper])
+    slopes, jumps = interval_jacobian(by_disturbance, Interval.box(low, high))
+    second = slopes.magnitude[:, :, n + m :, 0] + jumps[:, :, None, 0]  # [n, d, d]
+    half = box.half_widths * (1 + 1e-12)
+    remainder = 0.5 * np.abs(region.normals) @ np.einsum("nij,i,j->n", second, half, half) * (1 + 1e-9)
+    if not np.any(remainder):
+        return Obligation(name, claim, "proved", "interval second derivatives over the set are zero"), np.zeros(facets)
+    claim = "What is left of the step after its linearisation in the disturbance is bounded and added to the margins."
+    discharge = "proved" if np.isfinite(remainder).all() else "not proved"
+    method = "interval second derivatives over the set"
+    return Obligation(name, claim, discharge, method, {"remainder": remainder.tolist()}), remainder
+
+
+# --- rounding ------------------------------------------------------------------------------------------------------
+
+
+class _Rounding:
+    """Bounds, for each facet, on what the running precision does to margins, check and controller.
+
+    Attributes:
+        inside: of d - N x. successor: of the check's rows, the plant's step and the next state's margins. needed: that, and
+            the rounding of the check and of the controller's action once more, so that the controller passes the check.
+    """
+
+    def __init__(self, invariant: InvariantSet, dtype):
+        system, region, control = invariant.system, invariant.region, invariant.controller
+        N, p = region.normals, len(region.offsets)
+        lower, upper = bounding_box(N, region.offsets)
+        box, actions = (lower, upper), (system.input_box.lower, system.input_box.upper)
+        noise = system.disturbance_box
+        d = 0 if noise is None else noise.dimension
+        moved = interval_eval(
+            lambda x, u, w: system.step(x, u, w if d else None),
+            *(Interval.box(*b) for b in (box, actions, (noise.lower, noise.upper) if d else (np.zeros(0),) * 2)),
+        )
+        wide = Interval.box(np.minimum(moved.lo[:, 0], lower), np.maximum(moved.hi[:, 0], upper))
+
+        def bound(function, *boxes):
+            return np.asarray(rounding_error(function, *boxes, dtype=dtype), np.float64)
+
+        def rows(x, u):
+            value = region.margin(system.step(x, u, jnp.asarray(noise.centre, x.dtype) if d else None))
+            if not d:
+                return value
+            at = jnp.asarray(noise.centre, x.dtype)
+            spread = jnp.asarray(N, x.dtype) @ jax.jacfwd(lambda w: system.step(x, u, w))(at)
+            return value - jnp.abs(spread) @ jnp.asarray(noise.half_widths, x.dtype)
+
+        margin = np.maximum(bound(region.margin, wide)[:, 0], bound(region.margin, box))
+        # Remainder and margins are subtracted from the rows as well: two roundings of their size, and of the half-widths.
+        unit = np.finfo(dtype).eps
+        check = bound(rows, box, actions) + 4 * unit * np.abs(region.offsets)
+        plant = bound(lambda x, u, w: system.step(x, u, w if d else None), box, actions, _disturbances(noise, d))
+        ulp = np.spacing(wide.magnitude[:, 0].astype(dtype)).astype(np.float64)
+        moved_by = np.abs(N) @ (plant + ulp)
+        # What the controller does to finite states.
+        action = bound(
+            lambda x: control.input_box.clip(
+                jnp.asarray(control.centre_input, x.dtype)
+                + jnp.asarray(control.gain, x.dtype) @ (x - jnp.asarray(control.centre, x.dtype))
+            ),
+            box,
+        )
+        action = action + np.spacing(np.abs(np.stack(actions)).max(0).astype(dtype))
+        n, m = system.state_size, system.input_size
+        z = Interval.box(*(np.concatenate([b, a]) for b, a in zip(box, actions)))
+        centre = noise.centre if d else None
+        slopes, jumps = interval_jacobian(lambda z: system.step(z[:n], z[n : n + m], centre), z)
+        pushed = np.abs(N) @ (slopes.magnitude[:, n : n + m, 0] @ action + jumps[:, 0])
+        self.inside = _single(_SURPLUS * margin, dtype)
+        self.successor = _single(_SURPLUS * (check + moved_by + 2 * margin) + self.inside, dtype)
+        self.needed = _SURPLUS * (self.successor + check + pushed)
+        assert self.inside.shape == self.needed.shape == (p,)
+
+
+def _disturbances(noise: Box | None, d: int):
+    return (noise.lower, noise.upper) if d else (np.zeros(0), np.zeros(0))
+
+
+def _single(value: np.ndarray, dtype) -> np.ndarray:
+    """Rounded up to numbers of the running precision."""
+    return np.nextafter(value.astype(dtype), np.asarray(np.inf, dtype)).astype(np.float64)
+
+
+def _rounding_obligation(margins: RobustMargins, slack: np.ndarray, proved: bool, dtype) -> Obligation:
+    return Obligation(
+        f"rounding ({np.dtype(dtype).name})",
+        "What the check accepts in this precision leads to a state that shows it is in the set, and the controller's own "
+        "action is always accepted.",
+        "proved" if proved and np.isfinite(slack).all() else "not proved",
+        "running error analysis of margins, check, controller and step, against the slack of the invariance proof",
+        {name: float(np.max(getattr(margins, name))) for name in ("inside", "successor", "remainder")}
+        | {"slack": float(slack.max())},
+    )
+
+
+def _standing(system: System) -> list[Obligation]:
+    box = system.disturbance_box
+    bound = "nothing" if box is None else f"w in [{box.lower.tolist()}, {box.upper.tolist()}]"
+    return [
+        Obligation(
+            "every action",
+            "Before an action is accepted, its worst successor must lie in the set by more than rounding can undo; otherwise "
+            "the controller acts.",
+            "checked",
+            "at run time, in the program that acts",
+        ),
+        Obligation(
+            "model",
+            f"The plant is the model, disturbed by {bound}, and its state is measured to one ulp.",
+            "assumed",
+            "",
+        ),
+        Obligation(
+            "arithmetic",
+            "sin, cos, exp, tanh and the like are accurate to 4 ulp in XLA and in the C library; basic operations follow "
+            "IEEE 754, matrix products in the full precision of their type (set that on GPUs).",
+            "assumed",
+            "measured by others, tested here on samples",
+        ),
+    ]
+
+
+# --- other regions -------------------------------------------------------------------------------------------------
+
+
+def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, dtype, proof: str):
+    """Regions that are not polytopes: invariance by the argument given, rounding over the feasible box."""
+    if not proof or not isinstance(feasible, Box):
+        raise TypeError(
+            f"certify_invariant_set: a {type(invariant.region).__name__} with a {type(invariant.controller).__name__} can "
+            "only be proved as a Polytope with a ClippedFeedback; give those, or `proof`, the argument by which the set is "
+            "invariant, and a Box as feasible set"
+        )
+    system, region = invariant.system, invariant.region
+    noise = system.disturbance_box
+    d = 0 if noise is None else noise.dimension
+    box, actions = (feasible.lower, feasible.upper), (system.input_box.lower, system.input_box.upper)
+
+    def margin(x):
+        normals, offsets = region.piece(x)
+        return offsets - normals @ x
+
+    def rows(x, u):
+        normals, offsets = region.piece(x)
+        at = jnp.asarray(noise.centre, x.dtype) if d else None
+        value = offsets - normals @ system.step(x, u, at)
+        if not d:
+            return value
+        spread = normals @ jax.jacfwd(lambda w: system.step(x, u, w))(at)
+        return value - jnp.abs(spread) @ jnp.asarray(noise.half_widths, x.dtype)
+
+    inside = np.asarray(rounding_error(margin, box, dtype=dtype))
+    check = np.asarray(rounding_error(rows, box, actions, dtype=dtype))
+    plant = rounding_error(
+        lambda x, u, w: system.step(x, u, w if d else None), box, actions, _disturbances(noise, d), dtype=dtype
+    )
+    with jax.enable_x64(True):
+        normals = np.abs(np.asarray(region.piece(jnp.asarray(feasible.centre))[0]))
+    ulp = np.spacing(np.abs(np.stack(box)).max(0).astype(dtype)).astype(np.float64)
+    size = np.maximum(normals, np.linalg.norm(normals, axis=1, keepdims=True))
+    moved = size @ (np.asarray(plant) + ulp)
+    margins = RobustMargins(
+        _single(_SURPLUS * inside, dtype),
+        _single(_SURPLUS * (check + moved + 3 * inside), dtype),
+        np.zeros(len(inside)),
+    )
+    finite = bool(np.isfinite(margins.successor).all())
+    argued = Obligation(
+        "invariant under its controller",
+        "From every state of the set, whatever the disturbance, the controller leads back into the set.",
+        "assumed",
+        proof,
+    )
+    rounding = Obligation(
+        f"rounding ({np.dtype(dtype).name})",
+        "What the check accepts in this precision leads to a state that shows it is in the set.",
+        "proved" if finite else "not proved",
+        "running error analysis of margins, check and step over the feasible box",
+        {"inside": float(margins.inside.max()), "successor": float(margins.successor.max())},
+    )
+    certificate = Certificate(subject, physics, (argued, rounding, *_standing(system)))
+    return CertifiedInvariantSet(invariant, margins if finite else _nothing(len(inside)), certificate)
