@@ -5,23 +5,33 @@ What a file with a task of one's own needs from `sets` and `systems` is here too
 
 from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import ContinuousSystem, System
+from holdfast.tasks.balance_cartpole import BalanceCartPole
+from holdfast.tasks.balance_pendulum import BalancePendulum
+from holdfast.tasks.balance_quadrotor import BalanceQuadrotor
 from holdfast.tasks.base import RobustSafety, SafetySettings, Task
 from holdfast.tasks.cart_pole import CartPoleTrack
 from holdfast.tasks.double_integrator import DoubleIntegratorRoom
+from holdfast.tasks.household import HouseholdMonth
 from holdfast.tasks.lane_keeping import LaneKeeping
 from holdfast.tasks.pendulum import PendulumSwing
 from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Disturb, Episode, plant_step, reset, rollout, step
+from holdfast.tasks.shipped import DamagedSet, shipped_safety
 
 __all__ = [
+    "BalanceCartPole",
+    "BalancePendulum",
+    "BalanceQuadrotor",
     "Box",
     "CartPoleTrack",
     "ContinuousSystem",
+    "DamagedSet",
     "Disturb",
     "DoubleIntegratorRoom",
     "Episode",
+    "HouseholdMonth",
     "LaneKeeping",
     "PendulumSwing",
     "PlanarQuadrotorRoom",
@@ -36,6 +46,7 @@ __all__ = [
     "plant_step",
     "reset",
     "rollout",
+    "shipped_safety",
     "step",
     "task_names",
 ]

@@ -63,24 +63,31 @@ class CartPoleTrack(Task):
     def scene(self, states, t, context, futures):
         """Seen from the side; the track's limits hold for the middle of the cart."""
         left, right, bottom, top = -1.9, 1.9, -0.25, 1.35
-        length = 2 * float(self.system.half_length)
-
-        def tips(f):
-            return np.stack([f[:, 0] + length * np.sin(f[:, 1]), length * np.cos(f[:, 1])], axis=1)
-
-        def path(f, role):
-            return Polyline(tips(f), role)
-
         middle, width, height = (bottom + top) / 2, right - TRACK, top - bottom
         shapes = tuple(Rectangle((side * (right + TRACK) / 2, middle), (width, height), "unsafe") for side in (-1, 1))
         shapes += tuple(Polyline(np.array([[x, bottom], [x, top]]), "limit") for x in (-TRACK, TRACK))
         shapes += (Polyline(np.array([[left, -0.1], [right, -0.1]]), "scenery"),)
         wanted = self.amplitude * np.sin(2 * np.pi / self.period * self.system.dt * t)
         shapes += (Circle((wanted, 0.0), 0.05, "reference"),)
-        shapes += tuple(path(f, role) for role, f in futures.items())
-        x = float(states[t, 0])
-        shapes += (
-            Rectangle((x, 0.0), (0.4, 0.2), "body"),
-            Polyline(np.concatenate([[[x, 0.0]], tips(states[t : t + 1])]), "body"),
-        )
+        shapes += cart_with_pole(states[t], futures, 2 * float(self.system.half_length))
         return Scene(shapes, (left, right, bottom, top), ("along the track (m)", "height (m)"))
+
+
+def cart_with_pole(
+    state: np.ndarray, futures: dict[str, np.ndarray], length: float
+) -> tuple[Polyline | Rectangle, ...]:
+    """The cart and its pole from the side, and the paths of the pole's tip.
+
+    Args:
+        state: beginning with the cart's position and the pole's angle.
+        futures: states over time by role, see `Task.scene`.
+        length: of the pole, m.
+    """
+
+    def tips(f):
+        return np.stack([f[:, 0] + length * np.sin(f[:, 1]), length * np.cos(f[:, 1])], axis=1)
+
+    x = float(state[0])
+    paths = tuple(Polyline(tips(f), role) for role, f in futures.items())
+    pole = Polyline(np.concatenate([[[x, 0.0]], tips(state[None])]), "body")
+    return (*paths, Rectangle((x, 0.0), (0.4, 0.2), "body"), pole)

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from holdfast.tasks.balance_cartpole import BalanceCartPole
+from holdfast.tasks.balance_pendulum import BalancePendulum
+from holdfast.tasks.balance_quadrotor import BalanceQuadrotor
 from holdfast.tasks.base import Task
 from holdfast.tasks.cart_pole import CartPoleTrack
 from holdfast.tasks.double_integrator import DoubleIntegratorRoom
+from holdfast.tasks.household import HouseholdMonth
 from holdfast.tasks.lane_keeping import LaneKeeping
 from holdfast.tasks.pendulum import PendulumSwing
 from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
@@ -21,6 +25,10 @@ _TASKS: dict[str, Any] = {
         DoubleIntegratorRoom,
         PlanarQuadrotorRoom,
         RigidEight,
+        BalancePendulum,
+        BalanceCartPole,
+        BalanceQuadrotor,
+        HouseholdMonth,
     )
 }
 
