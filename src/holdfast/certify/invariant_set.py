@@ -11,6 +11,7 @@ from holdfast.backup import InvariantSet, RobustMargins
 from holdfast.certify import interval as iv
 from holdfast.certify.certificate import Certificate, Obligation
 from holdfast.certify.duality import bounding_box, corner_basis, maximise, upper_bound
+from holdfast.certify.free_space import free_space_obligation
 from holdfast.certify.interpreter import interval_eval
 from holdfast.certify.interval import Interval
 from holdfast.certify.linear import matmul
@@ -18,7 +19,7 @@ from holdfast.certify.refutation import no_action_keeps
 from holdfast.certify.robust_invariance import RobustProof, prove_robust_invariance
 from holdfast.certify.rounding import rounding_error
 from holdfast.certify.slope import interval_jacobian
-from holdfast.sets import Box, Polytope
+from holdfast.sets import Box, FreeSpace, Polytope
 from holdfast.systems import ClippedFeedback, System
 
 #: Rounding bounds are multiplied by this, so that the proof does not hang on the last digit.
@@ -338,7 +339,7 @@ def _standing(system: System) -> list[Obligation]:
 
 def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, dtype, proof: str):
     """Regions that are not polytopes: invariance by the argument given, rounding over the feasible box."""
-    if not proof or not isinstance(feasible, Box):
+    if not (proof or isinstance(invariant.region, FreeSpace)) or not isinstance(feasible, Box):
         raise TypeError(
             f"certify_invariant_set: a {type(invariant.region).__name__} with a {type(invariant.controller).__name__} can "
             "only be proved as a Polytope with a ClippedFeedback; give those, or `proof`, the argument by which the set is "
@@ -378,11 +379,15 @@ def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, 
         np.zeros(len(inside)),
     )
     finite = bool(np.isfinite(margins.successor).all())
-    argued = Obligation(
-        "invariant under its controller",
-        "From every state of the set, whatever the disturbance, the controller leads back into the set.",
-        "assumed",
-        proof,
+    argued = (
+        free_space_obligation(invariant, float(np.max(_SURPLUS * (margins.successor + 2 * check))))
+        if isinstance(region, FreeSpace)
+        else Obligation(
+            "invariant under its controller",
+            "From every state of the set, whatever the disturbance, the controller leads back into the set.",
+            "assumed",
+            proof,
+        )
     )
     rounding = Obligation(
         f"rounding ({np.dtype(dtype).name})",
@@ -392,4 +397,4 @@ def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, 
         {"inside": float(margins.inside.max()), "successor": float(margins.successor.max())},
     )
     certificate = Certificate(subject, physics, (argued, rounding, *_standing(system)))
-    return CertifiedInvariantSet(invariant, margins if finite else _nothing(len(inside)), certificate)
+    return CertifiedInvariantSet(invariant, margins if certificate.holds else _nothing(len(inside)), certificate)

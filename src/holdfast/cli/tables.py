@@ -39,7 +39,9 @@ class Reproduce:
                 found = fill(cells, out, bars.say)
             except KeyboardInterrupt:
                 kept = sum((out / f"{cell.name}.json").is_file() for cell in cells)
-                raise KeyboardInterrupt(f"stopped; {kept} of {len(cells)} cells are kept. Go on with `{again}`") from None
+                raise KeyboardInterrupt(
+                    f"stopped; {kept} of {len(cells)} cells are kept. Go on with `{again}`"
+                ) from None
         if self.cells_only:
             return {"cells": len(found), "out": str(out)}
         table = safeguards_table(found, tasks, algorithms)

@@ -3,7 +3,8 @@
 from holdfast.sets.base import LocallyConvex, Set
 from holdfast.sets.box import Box
 from holdfast.sets.ellipsoid import Ellipsoid
+from holdfast.sets.free_space import FreeSpace
 from holdfast.sets.polytope import Polytope
 from holdfast.sets.superlevel import SuperlevelSet
 
-__all__ = ["Box", "Ellipsoid", "LocallyConvex", "Polytope", "Set", "SuperlevelSet"]
+__all__ = ["Box", "Ellipsoid", "FreeSpace", "LocallyConvex", "Polytope", "Set", "SuperlevelSet"]

@@ -11,6 +11,7 @@ from holdfast.systems.longitudinal_quadrotor import LongitudinalQuadrotor
 from holdfast.systems.pendulum import Pendulum
 from holdfast.systems.planar_quadrotor import PlanarQuadrotor
 from holdfast.systems.quadrotor import Quadrotor
+from holdfast.systems.retreat import Retreat
 from holdfast.systems.rigid_quadrotor import RigidQuadrotor
 from holdfast.systems.seeker import Seeker
 from holdfast.systems.structure import MANIFOLD_TOLERANCE, Spread, Symmetry
@@ -27,6 +28,7 @@ __all__ = [
     "Pendulum",
     "PlanarQuadrotor",
     "Quadrotor",
+    "Retreat",
     "RigidQuadrotor",
     "Seeker",
     "Spread",
