@@ -9,9 +9,14 @@ from holdfast.certify.interpreter import UnsupportedPrimitive, interval_eval
 from holdfast.certify.interval import Interval
 from holdfast.certify.invariance import largest_invariant_level, prove_invariance
 from holdfast.certify.invariant_set import CertifiedInvariantSet, certify_invariant_set
+from holdfast.certify.own_set import verify_zonotope, zonotope_polytope
 from holdfast.certify.proof import InvarianceProof, invariance_robustness
+from holdfast.certify.refutation import Refutation, no_action_keeps
+from holdfast.certify.robust_invariance import RobustProof, prove_robust_invariance
 from holdfast.certify.rounding import flow_deviation, rounding_error
+from holdfast.certify.shipped import write_invariant_set
 from holdfast.certify.slope import interval_jacobian
+from holdfast.certify.synthesis import NotSynthesised, synthesise_invariant_set
 from holdfast.certify.vertex_test import largest_contractive_level, prove_contraction
 
 __all__ = [
@@ -24,7 +29,10 @@ __all__ = [
     "Interval",
     "InvarianceProof",
     "NotProvable",
+    "NotSynthesised",
     "Obligation",
+    "Refutation",
+    "RobustProof",
     "UnsupportedPrimitive",
     "acceptance_margins",
     "certify_base_set",
@@ -38,8 +46,14 @@ __all__ = [
     "largest_contractive_level",
     "largest_inside_level",
     "largest_invariant_level",
+    "no_action_keeps",
     "prove_contraction",
     "prove_invariance",
+    "prove_robust_invariance",
     "rounding_error",
     "safe_bounds",
+    "synthesise_invariant_set",
+    "verify_zonotope",
+    "write_invariant_set",
+    "zonotope_polytope",
 ]

@@ -24,13 +24,15 @@ import scipy.linalg
 
 from holdfast.backup import InvariantSet
 from holdfast.certify.duality import corner_basis, maximise
+from holdfast.certify.invariant_set import certify_invariant_set
+from holdfast.certify.modal import modal_candidates
 from holdfast.certify.robust_invariance import prove_robust_invariance
 from holdfast.sets import Box, Polytope
 from holdfast.systems import ClippedFeedback, System
 
 _SAMPLES, _MOST_ROUNDS = 4000, 150
 #: What facets must keep of their distance from the centre, and to what depth cuts go.
-_KEPT, _DEPTH = 1e-3, 4e-3
+_KEPT, _DEPTH = 2e-4, 3e-3
 
 
 class NotSynthesised(ValueError):
@@ -38,7 +40,7 @@ class NotSynthesised(ValueError):
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
     """x+ - c = A (x - c) + B (u - u_c) + E (w - w_c) + rest, with samples of the rest along the closed loop."""
 
     A: np.ndarray
@@ -46,7 +48,7 @@ class _Model:
     E: np.ndarray
 
 
-class _Designer:
+class Designer:
     """What all candidates share: the step on batches, the centre, the feasible box about it."""
 
     def __init__(self, system: System, feasible: Box, centre=None, centre_input=None):
@@ -95,7 +97,7 @@ class _Designer:
             if np.abs(move / size).max() < 1e-12:
                 break
 
-    def fit(self, low, high) -> _Model:
+    def fit(self, low, high) -> Model:
         """Least squares over a region about the centre, inputs over their box."""
         n = self.n
         x = np.where(self.unit[:, :n] > 0, high, -low) * self.unit[:, :n]
@@ -115,7 +117,7 @@ class _Designer:
         size = np.concatenate([np.maximum(high, -low), np.maximum(self.u_high, -self.u_low)])
         share = np.abs(solution) * size / np.maximum(high, -low)[:, None]
         solution = np.where(share < 2e-3, 0.0, solution)
-        return _Model(solution[:, :n], solution[:, n:], E)
+        return Model(solution[:, :n], solution[:, n:], E)
 
     def nonlinear(self) -> np.ndarray:
         """Which coordinates bend the step when they alone move, [n]."""
@@ -128,7 +130,7 @@ class _Designer:
             bends[j] = np.abs(value - straight).max() > 1e-6
         return bends
 
-    def gain(self, model: _Model, weights: np.ndarray, cost: float) -> np.ndarray | None:
+    def gain(self, model: Model, weights: np.ndarray, cost: float) -> np.ndarray | None:
         """K of u = u_c + K (x - c) from LQR, in float32 numbers."""
         R = np.diag(cost / self.system.input_box.half_widths**2)
         try:
@@ -139,7 +141,7 @@ class _Designer:
         K = np.where(np.abs(K) < 1e-9 * np.abs(K).max(), 0.0, K)
         return K.astype(np.float32).astype(np.float64) if np.isfinite(K).all() else None
 
-    def residuals(self, model: _Model, K, N, d, low, high) -> np.ndarray:
+    def residuals(self, model: Model, K, N, d, low, high) -> np.ndarray:
         """Samples of F(x, k(x), w_c) - c - A x - B k(x) over the polytope, [s, n]."""
         x = np.where(self.unit[:, : self.n] > 0, high, -low) * self.unit[:, : self.n]
         if len(N):
@@ -149,7 +151,7 @@ class _Designer:
         return self.step(self.centre + x, self.rest + u) - self.centre - x @ model.A.T - u @ model.B.T
 
 
-def _invariant_polytope(design: _Designer, model: _Model, K, rest, low, high, limit: int):
+def _invariant_polytope(design: Designer, model: Model, K, rest, low, high, limit: int):
     """Cuts until every facet holds: (N, d) about the centre, or None where the centre is cut off or facets abound."""
     n, m = design.n, design.m
     N = np.concatenate([np.eye(n), -np.eye(n)])
@@ -187,11 +189,11 @@ def _invariant_polytope(design: _Designer, model: _Model, K, rest, low, high, li
         again = np.concatenate([queue, np.arange(start, len(d))])
         queue = np.flatnonzero(np.isin(np.arange(len(d)), again)[keep])
         N, d = N[keep], d[keep]
-        if len(d) > limit:
+        if len(d) > 2 * limit:
             return None
     else:
         return None
-    return N, d
+    return (N, d) if len(d) <= limit else None
 
 
 def _most(rows, N, d, low, high) -> np.ndarray:
@@ -221,21 +223,6 @@ def _touching(N, d, low, high) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
-@dataclass(frozen=True)
-class Synthesis:
-    """A proposal: the set about its centre, and how large it is.
-
-    Attributes:
-        invariant: region and controller.
-        score: of the search; larger is better.
-        made_by: in words.
-    """
-
-    invariant: InvariantSet
-    score: float
-    made_by: str
-
-
 def synthesise_invariant_set(
     system: System,
     feasible: Box,
@@ -245,6 +232,7 @@ def synthesise_invariant_set(
     scales: tuple[float, ...] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15),
     costs: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0, 10.0),
     emphases: tuple[float, ...] = (0.1, 1.0, 10.0),
+    time_constants: tuple[tuple[float, ...], ...] | None = None,
     max_facets: int = 200,
     max_seconds: float = 240.0,
 ) -> InvariantSet:
@@ -256,6 +244,8 @@ def synthesise_invariant_set(
         scales: shares of the feasible box to try for the coordinates that bend the step.
         costs: LQR input costs, relative to Bryson's rule. emphases: weights of coordinates that inputs reach later over
             those that they reach at once.
+        time_constants: for each coordinate the time constants in s of closed-loop poles to try; then the set is a box in
+            modal coordinates (`holdfast.certify.modal`), smaller than what the sweep finds, but found where it fails.
         max_facets: most facets.
         max_seconds: for the search; the proof of each candidate takes its own seconds.
 
@@ -263,14 +253,17 @@ def synthesise_invariant_set(
         NotSynthesised: if nothing was found, with the noise that could be absorbed where that is the reason.
     """
     start = time.monotonic()
-    design = _Designer(system, feasible, centre, centre_input)
-    found = _candidates(design, scales, costs, emphases, max_facets, start + max_seconds)
+    design = Designer(system, feasible, centre, centre_input)
+    if time_constants is None:
+        found = _candidates(design, scales, costs, emphases, max_facets, start + max_seconds)
+    else:
+        found = modal_candidates(design, scales, time_constants)
     for _, N, d, K in sorted(found, key=lambda each: -each[0]):
         invariant = _rounded(design, N, d, K)
         proof = prove_robust_invariance(
             system, invariant.region, invariant.controller, slack=1e-5 * np.abs(d), max_seconds=30.0
         )
-        if proof.result == "proved":
+        if proof.result == "proved" and certify_invariant_set(invariant, feasible, physics="").certificate.holds:
             return invariant
     raise NotSynthesised(_why_not(design, scales, costs, emphases, max_facets, bool(found)))
 
@@ -278,7 +271,7 @@ def synthesise_invariant_set(
 def _why_not(design, scales, costs, emphases, limit, some: bool) -> str:
     name = type(design.system).__name__
     if some:
-        return f"{name}: {'sets were found but none was proved'}; give a smaller feasible box or other weights"
+        return f"{name}: sets were found, but none was proved; give a smaller feasible box or other weights"
     noise = design.noise
     full = noise.half_widths
     for share in (0.5, 0.2, 0.1, 0.05, 0.01):
@@ -292,7 +285,7 @@ def _why_not(design, scales, costs, emphases, limit, some: bool) -> str:
     return f"{name}: no set was found, not even for a hundredth of the disturbances +-{full}; give other weights or a centre"
 
 
-def _candidates(design: _Designer, scales, costs, emphases, limit: int, deadline: float) -> list[tuple]:
+def _candidates(design: Designer, scales, costs, emphases, limit: int, deadline: float) -> list[tuple]:
     bends = design.nonlinear()
     scales = scales if bends.any() else (1.0,)
     found = []
@@ -307,7 +300,7 @@ def _candidates(design: _Designer, scales, costs, emphases, limit: int, deadline
     return found
 
 
-def _refined(design: _Designer, low, high, cost: float, emphasis: float, limit: int):
+def _refined(design: Designer, low, high, cost: float, emphasis: float, limit: int):
     """A set for one choice of weights, refitted over the region that it really takes up: (N, d, K) or None."""
     result, N, d = None, np.zeros((0, design.n)), np.zeros(0)
     reached_low, reached_high = low, high
@@ -329,7 +322,7 @@ def _refined(design: _Designer, low, high, cost: float, emphasis: float, limit: 
     return result
 
 
-def _score(design: _Designer, N, d) -> float:
+def _score(design: Designer, N, d) -> float:
     """Mean logarithm of the extents plus the share of the bounding box that is filled."""
     eye = np.eye(design.n)
     high, low = _most(eye, N, d, design.low, design.high), -_most(-eye, N, d, design.low, design.high)
@@ -338,7 +331,7 @@ def _score(design: _Designer, N, d) -> float:
     return float(np.log((high - low) / (design.high - design.low)).sum() + np.log(filled + 1e-4))
 
 
-def _rounded(design: _Designer, N, d, K) -> InvariantSet:
+def _rounded(design: Designer, N, d, K) -> InvariantSet:
     """In coordinates of the state and in float32 numbers."""
 
     def single(v):

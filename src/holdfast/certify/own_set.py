@@ -1,0 +1,170 @@
+"""Sets of the user's own: a zonotope by centre and generators, verified or refuted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from scipy.optimize import linprog
+
+from holdfast.backup import InvariantSet
+from holdfast.certify.invariant_set import CertifiedInvariantSet, certify_invariant_set
+from holdfast.certify.synthesis import Designer
+from holdfast.sets import Box, Polytope
+from holdfast.systems import ClippedFeedback, System
+
+#: More half-spaces than these are refused: the proof and the check at run time go through all of them.
+_MOST_FACETS = 3000
+
+
+def zonotope_polytope(centre: np.ndarray, generators: np.ndarray) -> Polytope:
+    """The half-spaces of {c + G b : |b| <= 1}, in float32 numbers: every n - 1 generators span two facets.
+
+    Args:
+        centre: c, shape [n].
+        generators: G, shape [n, g], of rank n.
+
+    Raises:
+        ValueError: if shapes do not fit, a number is not finite, the set is flat, or there are too many facets.
+    """
+    centre, generators = np.asarray(centre, np.float64), np.asarray(generators, np.float64)
+    if centre.ndim != 1 or generators.ndim != 2 or generators.shape[0] != centre.size:
+        raise ValueError(
+            f"zonotope: centre {centre.shape} and generators {generators.shape}; give [n] and [n, g], a generator a column"
+        )
+    if not (np.isfinite(centre).all() and np.isfinite(generators).all()):
+        raise ValueError("zonotope: centre and generators must be finite")
+    generators = generators[:, np.any(generators != 0, axis=0)]
+    n, g = generators.shape
+    if g < n or np.linalg.matrix_rank(generators) < n:
+        raise ValueError(
+            f"zonotope: its {g} generators span fewer than {n} dimensions, so it is flat, and every disturbance leads out; "
+            f"give at least {n} independent ones"
+        )
+    if 2 * math.comb(g, n - 1) > 4 * _MOST_FACETS:
+        raise ValueError(
+            f"zonotope: {g} generators in {n} dimensions make up to {2 * math.comb(g, n - 1)} half-spaces, more than a check "
+            f"at run time can go through ({_MOST_FACETS}); give fewer generators, or a polytope of your own"
+        )
+    normals = []
+    for chosen in itertools.combinations(range(g), n - 1):
+        _, sizes, rows = np.linalg.svd(generators[:, chosen].T)
+        if n == 1 or sizes[-1] > 1e-9 * sizes[0]:
+            normals.append(rows[-1])
+    normals = np.array(normals)
+    normals *= np.sign(normals[np.arange(len(normals)), np.argmax(np.abs(normals), axis=1)])[:, None]
+    normals = normals[np.unique(np.round(normals, 9), axis=0, return_index=True)[1]]
+    if 2 * len(normals) > _MOST_FACETS:
+        raise ValueError(
+            f"zonotope: {2 * len(normals)} half-spaces are too many ({_MOST_FACETS}); give fewer generators"
+        )
+    normals = np.concatenate([normals, -normals]).astype(np.float32).astype(np.float64)
+    offsets = normals @ centre + np.abs(normals @ generators).sum(axis=1)
+    return Polytope(normals, offsets.astype(np.float32).astype(np.float64))
+
+
+def affine_controller(system: System, region: Polytope, generators: np.ndarray, centre: np.ndarray) -> ClippedFeedback:
+    """A feedback that keeps the linear model of the step best in a zonotope; LQR where the linear program has no answer.
+
+    With u = u_c + K (x - c) and normals N, facet i is kept by t if |n_i (A + B K) G| 1 + |n_i E| h + t d_i <= d_i; the
+    largest t is a linear program in K, with |K_j G| 1 within the inputs' range. For one and the same feedback at every
+    state that is exact for the linear model; where it has no t > 0, a clipped or a nonlinear feedback may still exist.
+    """
+    extent = np.abs(generators).sum(axis=1)
+    box = system.input_box
+    design = Designer(system, Box(centre - extent, centre + extent), centre, _holding_input(system, centre))
+    model = design.fit(-extent, extent)
+    n, m, g = system.state_size, system.input_size, generators.shape[1]
+    half = len(region.offsets) // 2
+    N = region.normals[:half]
+    d = np.abs(N @ generators).sum(axis=1)
+    swing = np.abs(N @ model.E) @ design.noise.half_widths
+    # Unknowns: K (m n), S (half g) >= |N (A + B K) G|, P (m g) >= |K G|, t.
+    size = m * n + half * g + m * g + 1
+    rows, bounds = [], []
+
+    def add(row, bound):
+        rows.append(row)
+        bounds.append(bound)
+
+    fixed, pushed = N @ model.A @ generators, N @ model.B
+    for i, k in itertools.product(range(half), range(g)):
+        for sign in (1.0, -1.0):
+            row = np.zeros(size)
+            row[: m * n] = sign * np.outer(pushed[i], generators[:, k]).ravel()
+            row[m * n + i * g + k] = -1.0
+            add(row, -sign * fixed[i, k])
+    for j, k in itertools.product(range(m), range(g)):
+        for sign in (1.0, -1.0):
+            row = np.zeros(size)
+            row[j * n : (j + 1) * n] = sign * generators[:, k]
+            row[m * n + half * g + j * g + k] = -1.0
+            add(row, 0.0)
+    for i in range(half):
+        row = np.zeros(size)
+        row[m * n + i * g : m * n + (i + 1) * g], row[-1] = 1.0, d[i]
+        add(row, d[i] - swing[i])
+    reach = np.minimum(design.u_high, -design.u_low)
+    for j in range(m):
+        row = np.zeros(size)
+        row[m * n + half * g + j * g : m * n + half * g + (j + 1) * g] = 1.0
+        add(row, reach[j])
+    cost = np.zeros(size)
+    cost[-1] = -1.0
+    free = [(None, None)] * (m * n) + [(0, None)] * (size - m * n - 1) + [(None, 1.0)]
+    found = linprog(cost, np.array(rows), np.array(bounds), bounds=free)
+    if found.status == 0:
+        gain = found.x[: m * n].reshape(m, n)
+    else:
+        gain = design.gain(model, 1 / extent**2, 0.1)
+        gain = np.zeros((m, n)) if gain is None else gain
+    gain = gain.astype(np.float32).astype(np.float64)
+    return ClippedFeedback(gain, np.asarray(design.centre, np.float32), np.asarray(design.rest, np.float32), box)
+
+
+def _holding_input(system: System, centre: np.ndarray) -> np.ndarray:
+    """The admissible input that comes closest to holding the centre: that of the equilibrium, corrected once."""
+    return np.clip(np.asarray(system.equilibrium()[1], np.float64), system.input_box.lower, system.input_box.upper)
+
+
+def verify_zonotope(
+    system: System,
+    centre: np.ndarray,
+    generators: np.ndarray,
+    feasible: Box | Polytope,
+    *,
+    controller: ClippedFeedback | None = None,
+    physics: str = "",
+    dtype=np.float32,
+    max_seconds: float = 60.0,
+) -> CertifiedInvariantSet:
+    """Verifies that a zonotope is robustly control invariant, or refutes it.
+
+    Args:
+        system: what moves, with its disturbances.
+        centre, generators: the set {c + G b : |b| <= 1}, shapes [n] and [n, g].
+        feasible: where the state has to stay.
+        controller: the feedback that is said to keep it; None: one is looked for.
+        physics, dtype, max_seconds: as in `certify_invariant_set`.
+
+    Returns: the set with its controller and certificate. If that holds, the set is invariant. Refuted are a set that
+        leaves the feasible one (with the state), one from which no action keeps every successor ("some action keeps the
+        set", with state, actions and disturbances), and one that merely its controller leaves ("invariant under its
+        controller"); with no controller given, another may exist.
+
+    Raises:
+        ValueError: if the zonotope is of the wrong shape, flat, or has too many facets.
+    """
+    region = zonotope_polytope(centre, generators)
+    if region.normals.shape[1] != system.state_size:
+        raise ValueError(
+            f"zonotope: {region.normals.shape[1]} dimensions, but {type(system).__name__} has {system.state_size} states "
+            f"({', '.join(system.state_names)})"
+        )
+    if controller is None:
+        controller = affine_controller(
+            system, region, np.asarray(generators, np.float64), np.asarray(centre, np.float64)
+        )
+    invariant = InvariantSet(system, region, controller)
+    return certify_invariant_set(invariant, feasible, physics=physics, dtype=dtype, max_seconds=max_seconds)
