@@ -21,12 +21,15 @@ import numpy as np
 from holdfast.backup import InvariantSet
 from holdfast.certify import interval as iv
 from holdfast.certify.certificate import Obligation
+from holdfast.certify.cover import grid
 from holdfast.certify.interpreter import interval_eval
 from holdfast.certify.interval import Interval
 from holdfast.certify.slope import interval_jacobian
 from holdfast.sets import FreeSpace
 from holdfast.systems import Retreat
 
+#: Cells along each coordinate over which rounding is bounded.
+_CELLS = 40
 _NAME = "invariant under its controller"
 _CLAIM = "From every state of the free space, whatever the disturbance, the controller leads back into the free space."
 
@@ -89,6 +92,16 @@ def free_space_obligation(invariant: InvariantSet, needed: float) -> Obligation:
             )
     method = "algebra on distances (holdfast.certify.free_space), its inequalities in interval arithmetic: all gaps are wide enough"
     return Obligation(_NAME, _CLAIM, "proved", method, numbers)
+
+
+def free_cells(region: FreeSpace) -> Interval:
+    """Boxes [n, cells] that cover the free space and keep away from the obstacles' centres, where tangents jump."""
+    n = region.walls.dimension
+    cells = grid(region.walls.lower, region.walls.upper, np.full(n, _CELLS))
+    o, r = region.centres[:, :, None], region.radii[:, None]
+    farthest = np.linalg.norm(np.maximum(np.abs(cells.lo - o), np.abs(cells.hi - o)), axis=1)
+    free = (farthest >= r * (1 - 1e-9)).all(axis=0)
+    return Interval(cells.lo[:, free], cells.hi[:, free])
 
 
 def _is_integrator(invariant: InvariantSet) -> bool:

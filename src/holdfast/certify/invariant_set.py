@@ -11,7 +11,7 @@ from holdfast.backup import InvariantSet, RobustMargins
 from holdfast.certify import interval as iv
 from holdfast.certify.certificate import Certificate, Obligation
 from holdfast.certify.duality import bounding_box, corner_basis, maximise, upper_bound
-from holdfast.certify.free_space import free_space_obligation
+from holdfast.certify.free_space import free_cells, free_space_obligation
 from holdfast.certify.interpreter import interval_eval
 from holdfast.certify.interval import Interval
 from holdfast.certify.linear import matmul
@@ -337,6 +337,18 @@ def _standing(system: System) -> list[Obligation]:
 # --- other regions -------------------------------------------------------------------------------------------------
 
 
+def _walls_inside(region: FreeSpace, feasible: Box) -> tuple[Obligation]:
+    within = bool(np.all(region.walls.lower >= feasible.lower) and np.all(region.walls.upper <= feasible.upper))
+    claim = "Every state of the set lies in the feasible set."
+    walls = {"lower": region.walls.lower.tolist(), "upper": region.walls.upper.tolist()}
+    discharge = "proved" if within else "refuted"
+    return (Obligation("inside the feasible set", claim, discharge, "the walls are compared with its bounds", walls),)
+
+
+def _repeated(box, count: int) -> list[np.ndarray]:
+    return [np.repeat(np.asarray(side)[:, None], count, axis=1) for side in box]
+
+
 def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, dtype, proof: str):
     """Regions that are not polytopes: invariance by the argument given, rounding over the feasible box."""
     if not (proof or isinstance(invariant.region, FreeSpace)) or not isinstance(feasible, Box):
@@ -363,8 +375,13 @@ def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, 
         spread = normals @ jax.jacfwd(lambda w: system.step(x, u, w))(at)
         return value - jnp.abs(spread) @ jnp.asarray(noise.half_widths, x.dtype)
 
-    inside = np.asarray(rounding_error(margin, box, dtype=dtype))
-    check = np.asarray(rounding_error(rows, box, actions, dtype=dtype))
+    cells = free_cells(region) if isinstance(region, FreeSpace) else Interval.box(*box)
+    count = cells.lo.shape[1]
+    inside = rounding_error(margin, cells, dtype=dtype).max(axis=1)
+    check = rounding_error(rows, cells, Interval.boxes(*_repeated(actions, count)), dtype=dtype).max(axis=1)
+    if isinstance(region, FreeSpace):
+        # The next state's own tangents are shortened like these, so that it sees itself a little closer.
+        check = check + 16 * np.finfo(dtype).eps * np.linalg.norm(feasible.upper - feasible.lower)
     plant = rounding_error(
         lambda x, u, w: system.step(x, u, w if d else None), box, actions, _disturbances(noise, d), dtype=dtype
     )
@@ -396,5 +413,6 @@ def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, 
         "running error analysis of margins, check and step over the feasible box",
         {"inside": float(margins.inside.max()), "successor": float(margins.successor.max())},
     )
-    certificate = Certificate(subject, physics, (argued, rounding, *_standing(system)))
+    contained = _walls_inside(region, feasible) if isinstance(region, FreeSpace) else ()
+    certificate = Certificate(subject, physics, (*contained, argued, rounding, *_standing(system)))
     return CertifiedInvariantSet(invariant, margins if certificate.holds else _nothing(len(inside)), certificate)
