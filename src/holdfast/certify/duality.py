@@ -16,9 +16,9 @@ from holdfast.certify.interval import Interval
 from holdfast.certify.linear import total
 
 _TOLERANCE = 1e-10
-_PIVOT = 1e-9
+_PIVOT, _HAIR = 1e-9, 1e-9
 #: Half-width of the box from which the search for a bounding box starts: what is larger counts as unbounded.
-_LARGEST = 1e9
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ def maximise(
     values, x = np.zeros((b, n + 1)), np.zeros((b, n))
     optimal, empty = np.zeros(b, bool), np.zeros(b, bool)
     active, basis = np.arange(b), basis.copy()
+    # Pivots are chosen for an objective moved a hair, or ties would let the simplex go round in circles.
+    hair = np.random.default_rng(0).uniform(0.5, 1.0, n) * _HAIR * np.abs(c).max(axis=1, keepdims=True)
+    moved = c + np.where(c >= 0, hair, -hair)
     for pivots in range(limit + 1):
         if not active.size:
             break
@@ -87,13 +90,14 @@ def maximise(
         outside = (point @ G.T if shared else np.einsum("bqi,bi->bq", G[active], point)) - h[active]
         outside = outside / (norms if shared else norms[active])
         entering = np.argmax(outside, axis=1)
-        scale = 1 + np.abs(point).max(axis=1)
+        scale = 1 + 1e-4 * np.abs(point).max(axis=1)
         best = ~(outside[np.arange(active.size), entering] > _TOLERANCE * scale)
         optimal[active[best]] = True
         go_on = ~(best | reached)
         if pivots == limit or not go_on.any():
             break
-        active, inverse, weights, entering = active[go_on], inverse[go_on], weights[go_on], entering[go_on]
+        active, inverse, entering = active[go_on], inverse[go_on], entering[go_on]
+        weights = np.maximum(np.einsum("bi,bij->bj", moved[active], inverse), 0.0)
         row = G[entering] if shared else G[active, entering]
         blend = np.einsum("bi,bij->bj", row, inverse)  # row = sum_j blend_j of the basis' rows
         usable = blend > _PIVOT * np.maximum(np.abs(blend).max(axis=1, keepdims=True), 1e-30)
@@ -172,9 +176,10 @@ def bounding_box(normals: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, 
     found = maximise(directions, G, h, corner_basis(directions, len(normals)))
     if found.empty.any():
         raise Unbounded("the polytope is empty: no x has N x <= d")
-    artificial = (found.values * (found.rows >= len(normals))).max(axis=1)
-    if (artificial > 1e-9).any() or not found.optimal.all():
-        free = [f"{'+-'[k // n]}x[{k % n}]" for k in np.flatnonzero((artificial > 1e-9) | ~found.optimal)]
+    # What is tiny is rounding: it is set to zero and charged as a residual.
+    artificial = (found.values * (found.rows >= len(normals))).max(axis=1) / (1 + found.values.max(axis=1))
+    if (artificial > 1e-7).any() or not found.optimal.all():
+        free = [f"{'+-'[k // n]}x[{k % n}]" for k in np.flatnonzero((artificial > 1e-7) | ~found.optimal)]
         raise Unbounded(f"the polytope is unbounded in the direction {', '.join(free)}")
     c = Interval(directions.T, directions.T)
     honest = Multipliers(found.rows, np.where(found.rows < len(normals), found.values, 0.0), *[found.x] * 3)

@@ -203,7 +203,7 @@ def _affinity(system: System, region: Polytope) -> tuple[Obligation, np.ndarray]
     )
     if box is None or not box.dimension:
         return Obligation(name, "Nothing disturbs the step.", "assumed", "declared by the system"), np.zeros(facets)
-    n, m, d = system.state_size, system.input_size, box.dimension
+    n, m = system.state_size, system.input_size
     lower, upper = bounding_box(region.normals, region.offsets)
 
     def by_disturbance(z):
