@@ -15,7 +15,7 @@ from holdfast.cli.own import load_own
 from holdfast.cli.robust import certify_robust_task
 from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
 from holdfast.runs import physics_hash
-from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, Safeguard
+from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
 from holdfast.tasks import RobustSafety, Task, make_task
 from holdfast.types import Guard, Unguarded
 
@@ -159,7 +159,7 @@ def make_guard(
         implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
         source = BackupSource(implicit, certified.acceptance)
     if config.safeguard in MASKS:
-        mask = MASKS[config.safeguard](config.centre)
+        mask = RayMask(MASKS[config.safeguard], config.centre)
         return Safeguard(source, (MAPS["ray"](),), config.gradient, mask=mask)
     names = list(MAPS) if config.safeguard == "all" else [config.safeguard]
     return Safeguard(source, tuple(MAPS[name]() for name in names), config.gradient)

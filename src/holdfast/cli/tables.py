@@ -70,4 +70,18 @@ class Synthesise:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        raise NotImplementedError
+        task = load_task(self.subject)
+        if not isinstance(task.safety, RobustSafety) or not isinstance(task.safety.region, Polytope):
+            raise ValueError(
+                f"task = {self.subject!r} is not kept by a polytope: give one of {', '.join(sorted(SYNTHESES))}"
+            )
+        made_by = shlex.join(["holdfast", "synthesise", self.subject])
+        invariant = synthesise_task(task)
+        certified = certify_invariant_set(invariant, task.state_box, physics="")
+        certificate = certified.certificate.to_json()
+        out = self.out or Path(f"{task.name}.json")
+        write_invariant_set(out, invariant, made_by)
+        if not self.json:
+            print_certificate(certificate)
+            output.print(str(out), highlight=False, markup=False, soft_wrap=True)
+        return {"path": str(out), "facets": len(invariant.region.offsets), "certificate": certificate}

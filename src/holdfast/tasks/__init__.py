@@ -18,6 +18,7 @@ from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Disturb, Episode, plant_step, reset, rollout, step
+from holdfast.tasks.seeker import SeekerCourse
 from holdfast.tasks.shipped import DamagedSet, shipped_safety
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PowerLoop",
     "RobustSafety",
     "SafetySettings",
+    "SeekerCourse",
     "SuperlevelSet",
     "System",
     "Task",

@@ -14,6 +14,7 @@ from holdfast.tasks.pendulum import PendulumSwing
 from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.rigid_eight import RigidEight
+from holdfast.tasks.seeker import SeekerCourse
 
 _TASKS: dict[str, Any] = {
     task.name: task

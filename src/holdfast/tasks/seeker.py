@@ -5,10 +5,9 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from holdfast.sets import Box, SuperlevelSet
-from holdfast.systems import Seeker
+from holdfast.sets import Box, FreeSpace, SuperlevelSet
+from holdfast.systems import Retreat, Seeker
 from holdfast.tasks.base import RobustSafety, Task
 from holdfast.tasks.length import length
 from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
@@ -25,13 +24,16 @@ OBSTACLES = (
 )
 
 
-def _clearances(p: Float[Array, " 2"]) -> Float[Array, " k"]:
-    """Distances to the obstacles' edges, m, shape [k]."""
-    return jnp.stack([length(p - jnp.asarray([x, y], p.dtype)) - radius for x, y, radius in OBSTACLES])
+def course() -> FreeSpace:
+    """The free space of the course."""
+    x_y, radii = np.asarray(OBSTACLES)[:, :2], np.asarray(OBSTACLES)[:, 2]
+    return FreeSpace(Box([-WALL, -WALL], [WALL, WALL]), x_y, radii)
 
 
-def _free(p: Float[Array, " 2"]) -> Float[Array, " p"]:
-    return jnp.concatenate([p + WALL, WALL - p, _clearances(p)])
+def _safety() -> RobustSafety:
+    system = Seeker()
+    noise = float(np.max(system.disturbance_box.upper))
+    return RobustSafety(course(), Retreat(course(), system.dt, noise, system.input_box))
 
 
 _NAMES = ("lowest x", "lowest y", "highest x", "highest y", *(f"obstacle {i + 1}" for i in range(len(OBSTACLES))))
@@ -44,17 +46,26 @@ class SeekerCourse(Task):
     ours. The goal is the context.
 
     Attributes:
-        safety: the free space and what keeps to it. Not registered by name until that has a default.
+        safety: the free space and what keeps to it.
     """
 
     name: ClassVar = "seeker"
     episode_steps: ClassVar = 400
     metric_units: ClassVar = {"final_distance": "m"}
-    training: ClassVar = {}
+    training: ClassVar = {
+        "updates": 256,
+        "environments": 16,
+        "window": 48,
+        "discount": 0.95,
+        "actor_rate": 3e-3,
+        "restart": 0.01,
+    }
 
-    safety: RobustSafety
     system: Seeker = eqx.field(default_factory=Seeker)
-    safe_set: SuperlevelSet = eqx.field(default_factory=lambda: SuperlevelSet(_free, _NAMES, ("m",) * len(_NAMES)))
+    safety: RobustSafety = eqx.field(default_factory=_safety)
+    safe_set: SuperlevelSet = eqx.field(
+        default_factory=lambda: SuperlevelSet(course().margin, _NAMES, ("m",) * len(_NAMES))
+    )
     state_box: Box = eqx.field(default_factory=lambda: Box([-WALL, -WALL], [WALL, WALL]))
 
     def sample_start(self, key):
@@ -69,7 +80,7 @@ class SeekerCourse(Task):
 
     def observe(self, x, t, context):
         goal = context.astype(x.dtype)
-        return jnp.concatenate([x, goal, goal - x, length(goal - x)[None], _clearances(x)])
+        return jnp.concatenate([x, goal, goal - x, length(goal - x)[None], self.safe_set.margin(x)[4:]])
 
     def reward(self, x, u, x_next, t, context):
         return -2 * length(context.astype(x.dtype) - x_next)
