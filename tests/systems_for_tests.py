@@ -46,6 +46,28 @@ class Cart(ContinuousSystem):
         return jnp.zeros(2), jnp.zeros(1)
 
 
+class NoisyCart(ContinuousSystem):
+    """x'' = u + w."""
+
+    state_names: ClassVar = ("x", "v")
+    input_names: ClassVar = ("u",)
+    integrator: ClassVar = "semi_implicit_euler"
+    velocities: ClassVar = (1,)
+    dt: float = 0.1
+    noise: float = 0.1
+    input_box: Box = eqx.field(default_factory=lambda: Box([-1.0], [1.0]))
+
+    @property
+    def disturbance_box(self):
+        return Box([-self.noise], [self.noise])
+
+    def derivative(self, x, u, w):
+        return jnp.stack([x[1], u[0] + w[0]])
+
+    def equilibrium(self):
+        return jnp.zeros(2), jnp.zeros(1)
+
+
 class SmoothPolicy(eqx.Module):
     """The saturated regulator with tanh for the clip, bent by a small random network: smooth, and it arrives."""
 

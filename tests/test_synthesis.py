@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from test_invariant_set import NoisyCart
 
 from holdfast.certify import NotSynthesised, certify_invariant_set, synthesise_invariant_set, write_invariant_set
 from holdfast.sets import Box
 from holdfast.systems import Pendulum
+from systems_for_tests import NoisyCart
 
 FEASIBLE = Box([-np.pi, -8.0], [np.pi, 8.0])
 
@@ -53,4 +53,6 @@ def test_too_much_noise_is_named():
 
 def test_a_centre_outside_the_feasible_box_is_refused():
     with pytest.raises(NotSynthesised, match="strictly inside"):
-        synthesise_invariant_set(NoisyCart(), Box([0.5, -1.0], [1.0, 1.0]), centre=np.zeros(2), centre_input=np.zeros(1))
+        synthesise_invariant_set(
+            NoisyCart(), Box([0.5, -1.0], [1.0, 1.0]), centre=np.zeros(2), centre_input=np.zeros(1)
+        )

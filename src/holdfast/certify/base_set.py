@@ -10,7 +10,7 @@ import numpy as np
 
 from holdfast.backup import AcceptanceMargins, BaseSet, design_base_controller
 from holdfast.certify.acceptance import Acceptance, acceptance_margins, step_deviation
-from holdfast.certify.certificate import Certificate, Obligation
+from holdfast.certify.certificate import ARITHMETIC, Certificate, Obligation
 from holdfast.certify.containment import inside, largest_inside_level
 from holdfast.certify.coordinates import RotationSymmetry
 from holdfast.certify.declared import angle_obligations, constraint_obligations, declared_obligations
@@ -362,11 +362,5 @@ def _standing_obligations(horizon: int, proved: bool) -> list[Obligation]:
             "assumed",
             "`attack --model-error`, `--noise` and `--delay` show what happens outside this assumption",
         ),
-        Obligation(
-            "arithmetic",
-            "sin, cos, exp, tanh and the like are accurate to 4 ulp in XLA and in the C library; basic operations follow "
-            "IEEE 754, matrix products in the full precision of their type (set that on GPUs).",
-            "assumed",
-            "measured by others, tested here on samples",
-        ),
+        ARITHMETIC,
     ]

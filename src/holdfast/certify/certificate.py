@@ -74,3 +74,13 @@ class Certificate:
     def from_json(data: dict[str, Any]) -> "Certificate":
         """The inverse of `to_json`."""
         return Certificate(data["subject"], data["physics"], tuple(Obligation(**o) for o in data["obligations"]))
+
+
+#: What every proof by intervals and every bound of rounding rests on.
+ARITHMETIC = Obligation(
+    "arithmetic",
+    "sin, cos, exp, tanh and the like are accurate to 4 ulp in XLA and in the C library; basic operations follow "
+    "IEEE 754, matrix products in the full precision of their type (set that on GPUs).",
+    "assumed",
+    "measured by others, tested here on samples",
+)

@@ -9,7 +9,27 @@ import numpy as np
 
 from holdfast.backup import InvariantSet
 from holdfast.certify.duality import bounding_box
-from holdfast.sets import Polytope
+from holdfast.certify.synthesis import synthesise_invariant_set
+from holdfast.sets import Box, Polytope
+from holdfast.systems import System
+
+#: Task -> options of the synthesis that made its shipped set. Others are made with the defaults.
+RECIPES: dict[str, dict] = {
+    "balance-cartpole": {
+        "scales": (0.225, 0.2, 0.19, 0.18),
+        "time_constants": ((2.0, 3.0, 4.0, 6.0), (0.8, 1.0, 1.3), (0.25, 0.3, 0.4), (0.08, 0.12, 0.16)),
+    },
+    "balance-quadrotor": {"costs": (0.003, 0.01), "emphases": (1.0,)},
+}
+
+
+def synthesise_for(name: str, system: System, feasible: Box) -> InvariantSet:
+    """The set of a task by its name: with the recipe of the shipped file, where there is one.
+
+    Raises:
+        NotSynthesised: as `synthesise_invariant_set`.
+    """
+    return synthesise_invariant_set(system, feasible, **RECIPES.get(name, {}))
 
 
 def polygon_generators(region: Polytope) -> np.ndarray | None:
