@@ -90,7 +90,7 @@ def free_space_obligation(invariant: InvariantSet, needed: float) -> Obligation:
             return Obligation(
                 _NAME, _CLAIM, kind, f"{words}; the state between them is {np.round(where, 4).tolist()}", numbers
             )
-    method = "algebra on distances (holdfast.certify.free_space), its inequalities in interval arithmetic: all gaps are wide enough"
+    method = "algebra on distances, its inequalities in interval arithmetic: all gaps are wide enough"
     return Obligation(_NAME, _CLAIM, "proved", method, numbers)
 
 

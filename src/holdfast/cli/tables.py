@@ -8,10 +8,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from holdfast.certify import certify_invariant_set, synthesise_for, write_invariant_set
+from holdfast.cli.build import load_task
 from holdfast.cli.cells import fill
-from holdfast.cli.console import ProgressBars, output, print_safeguards_table
-from holdfast.cli.safeguards_report import safeguards_table, write_safeguards_table
+from holdfast.cli.console import ProgressBars, output, print_certificate
+from holdfast.cli.safeguards_report import results_of, safeguards_table, verdicts, write_safeguards_table
 from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
+from holdfast.plots import safeguard_markdown
+from holdfast.sets import Polytope
+from holdfast.tasks import RobustSafety
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout instead of words")]
 
@@ -47,7 +52,9 @@ class Reproduce:
         table = safeguards_table(found, tasks, algorithms)
         files = write_safeguards_table(table, out, command=again)
         if not self.json:
-            print_safeguards_table(table)
+            for task, rows in table.items():
+                words = f"{task}\n{safeguard_markdown([results_of(row) for row in rows])}" + "\n".join(verdicts(rows))
+                output.print(words, highlight=False, markup=False, soft_wrap=True)
             for file in files:
                 output.print(str(file), highlight=False, markup=False, soft_wrap=True)
         return {"table": table, "files": [str(file) for file in files]}
@@ -73,10 +80,10 @@ class Synthesise:
         task = load_task(self.subject)
         if not isinstance(task.safety, RobustSafety) or not isinstance(task.safety.region, Polytope):
             raise ValueError(
-                f"task = {self.subject!r} is not kept by a polytope: give one of {', '.join(sorted(SYNTHESES))}"
+                f"task = {self.subject!r} is not kept by a polytope: only those have something to synthesise"
             )
         made_by = shlex.join(["holdfast", "synthesise", self.subject])
-        invariant = synthesise_task(task)
+        invariant = synthesise_for(task.name, task.system, task.state_box)
         certified = certify_invariant_set(invariant, task.state_box, physics="")
         certificate = certified.certificate.to_json()
         out = self.out or Path(f"{task.name}.json")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from holdfast.certify import INVARIANT, Certificate, CertifiedBaseSet, NotProvable
+from holdfast.certify import Certificate, CertifiedBaseSet, NotProvable
 from holdfast.cli.build import (
     Certified,
     arrays,
@@ -36,6 +36,9 @@ from holdfast.types import Status
 #: Seconds between checkpoints.
 _KEEP_EVERY = 10.0
 _CHUNK = 25
+
+#: The obligation that stands for the level where there is an invariant set.
+INVARIANT = "invariant under its controller"
 
 Progress = Callable[[str, int, int, dict[str, Any]], None]
 

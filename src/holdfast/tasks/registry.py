@@ -29,6 +29,7 @@ _TASKS: dict[str, Any] = {
         BalancePendulum,
         BalanceCartPole,
         BalanceQuadrotor,
+        SeekerCourse,
         HouseholdMonth,
     )
 }
