@@ -26,7 +26,7 @@ class Retreat(eqx.Module):
     dt: float
     noise: float
     input_box: Box
-    surplus: float = 2e-3
+    surplus: float = 3e-3
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """The velocity at x, shape [n]; zero where x is not finite."""
