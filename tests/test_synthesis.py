@@ -56,3 +56,10 @@ def test_a_centre_outside_the_feasible_box_is_refused():
         synthesise_invariant_set(
             NoisyCart(), Box([0.5, -1.0], [1.0, 1.0]), centre=np.zeros(2), centre_input=np.zeros(1)
         )
+
+
+def test_growth_enlarges_a_modal_box():
+    box, options = Box([-1.0, -1.0], [1.0, 1.0]), {"time_constants": ((1.0,), (0.6,))}
+    small, large = (synthesise_invariant_set(NoisyCart(), box, growth=k, **options) for k in (0, 3))
+    assert area(large.region, box) > area(small.region, box)
+    assert certify_invariant_set(large, box, physics="").certificate.holds

@@ -16,6 +16,7 @@ from holdfast.systems import System
 #: Task -> options of the synthesis that made its shipped set. Others are made with the defaults.
 RECIPES: dict[str, dict] = {
     "balance-cartpole": {
+        "growth": 1,
         "scales": (0.225, 0.2, 0.19, 0.18),
         "time_constants": ((2.0, 3.0, 4.0, 6.0), (0.8, 1.0, 1.3), (0.25, 0.3, 0.4), (0.08, 0.12, 0.16)),
     },

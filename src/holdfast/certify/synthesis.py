@@ -33,6 +33,8 @@ from holdfast.systems import ClippedFeedback, System
 _SAMPLES, _MOST_ROUNDS = 4000, 150
 #: What facets must keep of their distance from the centre, and to what depth cuts go.
 _KEPT, _DEPTH = 2e-4, 3e-3
+#: By how much a round of growth moves facets outwards.
+_GROWTH = 1.1
 
 
 class NotSynthesised(ValueError):
@@ -151,13 +153,18 @@ class Designer:
         return self.step(self.centre + x, self.rest + u) - self.centre - x @ model.A.T - u @ model.B.T
 
 
-def _invariant_polytope(design: Designer, model: Model, K, rest, low, high, limit: int):
-    """Cuts until every facet holds: (N, d) about the centre, or None where the centre is cut off or facets abound."""
+def _invariant_polytope(design: Designer, model: Model, K, rest, low, high, limit: int, start=None):
+    """Cuts until every facet holds: (N, d) about the centre, or None where the centre is cut off or facets abound.
+    `start`: facets (N, d) beside those of the box."""
     n, m = design.n, design.m
     N = np.concatenate([np.eye(n), -np.eye(n)])
     d = np.concatenate([high, -low])
     box = d.copy()
-    queue = np.arange(2 * n)
+    if start is not None:
+        N, d = np.concatenate([N, start[0]]), np.concatenate([d, start[1]])
+        keep = _needed(N, d, low, high)
+        N, d = N[keep], d[keep]
+    queue = np.arange(len(d))
     for _ in range(_MOST_ROUNDS):
         if not queue.size:
             break
@@ -233,6 +240,7 @@ def synthesise_invariant_set(
     costs: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0, 10.0),
     emphases: tuple[float, ...] = (0.1, 1.0, 10.0),
     time_constants: tuple[tuple[float, ...], ...] | None = None,
+    growth: int = 0,
     max_facets: int = 200,
     max_seconds: float = 240.0,
 ) -> InvariantSet:
@@ -246,6 +254,7 @@ def synthesise_invariant_set(
             those that they reach at once.
         time_constants: for each coordinate the time constants in s of closed-loop poles to try; then the set is a box in
             modal coordinates (`holdfast.certify.modal`), smaller than what the sweep finds, but found where it fails.
+        growth: how often to try to enlarge what was proved, by a tenth each time.
         max_facets: most facets.
         max_seconds: for the search; the proof of each candidate takes its own seconds.
 
@@ -263,9 +272,31 @@ def synthesise_invariant_set(
         proof = prove_robust_invariance(
             system, invariant.region, invariant.controller, slack=1e-5 * np.abs(d), max_seconds=30.0
         )
-        if proof.result == "proved" and certify_invariant_set(invariant, feasible, physics="").certificate.holds:
-            return invariant
+        if proof.result == "proved":
+            invariant = _grown(design, N, d, K, max_facets, growth)
+            if certify_invariant_set(invariant, feasible, physics="").certificate.holds:
+                return invariant
     raise NotSynthesised(_why_not(design, scales, costs, emphases, max_facets, bool(found)))
+
+
+def _grown(design: Designer, N, d, K, limit: int, rounds: int) -> InvariantSet:
+    """The largest proved set among those that start from the facets of a proved one, moved outwards round after round."""
+    best = _rounded(design, N, d, K)
+    for _ in range(rounds):
+        wide = _GROWTH * np.minimum(_most(np.eye(design.n), N, d, design.low, design.high), design.high)
+        low, high = np.maximum(design.low, -wide), np.minimum(design.high, wide)
+        model = design.fit(0.5 * low, 0.5 * high)
+        rest = design.residuals(model, K, N, _GROWTH * d, low, high)
+        made = _invariant_polytope(design, model, K, rest, low, high, limit, (N, _GROWTH * d))
+        if made is None or _score(design, *made) <= _score(design, N, d):
+            return best
+        larger = _rounded(design, *made, K)
+        slack = 1e-5 * np.abs(larger.region.offsets)
+        proof = prove_robust_invariance(design.system, larger.region, larger.controller, slack=slack, max_seconds=15.0)
+        if proof.result != "proved":
+            return best
+        best, (N, d) = larger, made
+    return best
 
 
 def _why_not(design, scales, costs, emphases, limit, some: bool) -> str:
