@@ -1,7 +1,5 @@
 """The inscribed zonotope of fixed directions with the largest geometric mean of its generators' lengths."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,13 +9,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from holdfast.solvers.lp import chebyshev_centre
 
 _ITERATIONS = 14
+_NEAREST = 28
 # Every complementarity product ends here: the lengths' product is then within p e-4 (in its logarithm) of the largest.
 _SMOOTHING = 1e-4
 
 
 class InscribedZonotope(eqx.Module):
     """{centre + sum_j beta_j lengths_j d_j, |beta_j| <= 1}: `centre` [m], `lengths` [g], and whether the iteration settled
-    on one that lies in the polytope. Only then it carries a gradient."""
+    on one that lies in the polytope. Otherwise the
+    centre is that of a largest ball, and the lengths are zero."""
 
     centre: Float[Array, " m"]
     lengths: Float[Array, " g"]
@@ -45,34 +45,43 @@ def inscribed_zonotope(
     scale = jnp.where(vacuous, 1.0, 1 / jnp.where(vacuous, 1.0, norms))
     A = jnp.where(vacuous[:, None], 0.0, A * scale[:, None])
     b = jnp.where(vacuous, -1e3, b * scale)
-    z, solved = _centre(A, b, D)
-    m = A.shape[1]
-    return InscribedZonotope(z[:m], z[m:], solved & finite)
+    m, reach = A.shape[1], jnp.max(jnp.abs(b))[None].repeat(A.shape[1])
+    # Inside a largest ball; from outside, steps are short for long.
+    ball = chebyshev_centre(A, b, -reach, reach)
+    near = lax.stop_gradient(ball)
+    if A.shape[0] > _NEAREST + 2 * m:
+        # Few of many rows are met; those nearest to the ball's centre stand for them, and the result is held against all.
+        _, chosen = lax.top_k(-(A @ near.centre - b), _NEAREST)
+        z, solved = _centre(A[chosen], b[chosen], D, near.centre, near.radius)
+        room = _rows(A, D) @ z - b
+        solved = solved & jnp.all(room > -1e-6)
+    else:
+        z, solved = _centre(A, b, D, near.centre, near.radius)
+    solved = solved & finite & near.solved
+    centre = jnp.where(solved, z[:m], ball.centre)
+    return InscribedZonotope(centre, jnp.where(solved, z[m:], 0.0), solved)
 
 
 def _rows(A, D):
     return jnp.concatenate([A, -jnp.abs(A @ D)], axis=1)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=())
-def _centre(A, b, D):
-    z, _, _, solved = _solve(*lax.stop_gradient((A, b, D)))
+@jax.custom_jvp
+def _centre(A, b, D, start, radius):
+    z, _, _, solved = _solve(*lax.stop_gradient((A, b, D, start, radius)))
     return z, solved
 
 
-def _solve(A, b, D):
+def _solve(A, b, D, start, radius):
     """(z, multipliers, slacks, solved) with z = (centre, lengths)."""
     m, g = D.shape
     C = _rows(A, D)
     p = C.shape[0]
-    # Inside a largest ball; from outside, steps are short for long.
-    reach = jnp.max(jnp.abs(b))
-    ball = chebyshev_centre(A, b, -reach[None].repeat(m), reach[None].repeat(m))
-    inside = ball.solved & (ball.radius > 0)
-    z = jnp.concatenate([ball.centre, jnp.full(g, 0.5 * ball.radius / g, A.dtype)])
+    inside = radius > 0
+    z = jnp.concatenate([start, jnp.full(g, 0.5 * radius / g, A.dtype)])
     z = jnp.where(inside, z, jnp.where(jnp.arange(m + g) < m, 0.0, 1.0))
     s = jnp.where(inside, C @ z - b, 1.0)
-    start = z, s, g / p / s
+    state = z, s, g / p / s
 
     def advance(_, state):
         z, s, multipliers = state
@@ -94,7 +103,7 @@ def _solve(A, b, D):
         step = jnp.minimum(step, 1.0)
         return z + step * dz, s + step * ds, multipliers + step * dmultipliers
 
-    z, s, multipliers = lax.fori_loop(0, _ITERATIONS, advance, start)
+    z, s, multipliers = lax.fori_loop(0, _ITERATIONS, advance, state)
     room = C @ z - b
     finite = jnp.all(jnp.isfinite(z)) & jnp.all(jnp.isfinite(multipliers))
     solved = inside & finite & jnp.all(room > 0) & (jnp.max(s * multipliers) < 100 * _SMOOTHING)
@@ -105,10 +114,10 @@ def _solve(A, b, D):
 def _centre_jvp(primals, tangents):
     """With C z >= b, slacks s = C z - b, multipliers y, y s = mu and the Hessian H of -sum log lengths,
     (H + C' (Y/S) C) dz = dC' y - C' (Y/S) (dC z - db)."""
-    A, b, D = primals
-    dA, db, _ = tangents
+    A, b, D, *start = primals
+    dA, db, *_ = tangents
     m = D.shape[0]
-    z, y, s, solved = _solve(A, b, D)
+    z, y, s, solved = _solve(A, b, D, *start)
     C = _rows(A, D)
     dC = jnp.concatenate([dA, -jnp.sign(A @ D) * (dA @ D)], axis=1)
     # Double where: what is not solved has finite coefficients, all of them zero.
