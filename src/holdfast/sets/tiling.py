@@ -48,15 +48,17 @@ class Tiling(eqx.Module):
                 "reduce them first (`reduced`), which encloses the set"
             )
         members = np.array(list(itertools.combinations(range(g), n)), np.int32).reshape(-1, n)
-        spans = generators.T[members]  # [t, n, n], one generator a row
-        determinants = np.abs(np.linalg.det(spans))
-        keep = determinants > _FLAT * np.prod(np.linalg.norm(spans, axis=2), axis=1)
-        members, spans = members[keep], spans[keep]
+        # In units of the extents: coordinates of different size must not make a tile look flat.
+        extents = np.abs(generators).sum(axis=1)
+        spans = (generators / np.where(extents > 0, extents, 1.0)[:, None]).T[members]  # [t, n, n], one generator a row
+        volumes = np.abs(np.linalg.det(spans))
+        keep = volumes > _FLAT * np.prod(np.linalg.norm(spans, axis=2), axis=1)
+        members, volumes = members[keep], 2.0**n * volumes[keep] * np.prod(extents)
         heights = np.random.default_rng(0).normal(size=g)
-        slopes = np.linalg.solve(spans, heights[members][..., None])[..., 0]
+        slopes = np.linalg.solve(generators.T[members], heights[members][..., None])[..., 0]
         signs = np.sign(heights - slopes @ generators)
         np.put_along_axis(signs, members, 0.0, axis=1)
-        return Tiling(centre + signs @ generators.T, members, 2.0**n * determinants[keep], generators)
+        return Tiling(centre + signs @ generators.T, members, volumes, generators)
 
     @property
     def volume(self) -> float:
