@@ -15,7 +15,11 @@ GradientMode = Literal["exact", "straight_through", "stopped"]
 #: What other algorithms need other numbers for.
 _TUNED_FOR_SHAC = ("updates", "environments", "window", "actor_rate", "critic_steps", "initial_std", "gradient_limit")
 #: Where an algorithm's defaults are not SHAC's.
-ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {"shac": {}, "ppo": {}, "sac": {}}
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
+    "shac": {},
+    "ppo": {"updates": 100, "environments": 32, "window": 32, "actor_rate": 3e-3, "initial_std": 0.5},
+    "sac": {"updates": 800, "environments": 16, "window": 8, "actor_rate": 3e-3, "initial_std": 0.5},
+}
 
 
 @dataclass(frozen=True)

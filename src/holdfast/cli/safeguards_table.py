@@ -1,11 +1,12 @@
 """`holdfast reproduce safeguards`: variants of the safeguard x {SHAC, PPO, SAC} x tasks, in resumable cells."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from holdfast.cli.build import Certified, certify_task, load_task, make_guard, of_seed, physics_of, policy_trainer
@@ -13,9 +14,10 @@ from holdfast.cli.cells import Cell
 from holdfast.cli.config import SettledConfig, TrainConfig
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import require_proof, run_keys, training_safety
-from holdfast.evaluate import EpisodeResults, Evaluator, default_disturbances
+from holdfast.evaluate import Disturbance, EpisodeResults, Evaluator, OneOf, default_disturbances
 from holdfast.learn import initialise, train
 from holdfast.runs import to_json
+from holdfast.tasks import Task
 
 #: Start states of evaluation: common to all cells, so that differences can be paired, and never the training's own.
 EVALUATION_SEED = 20_000
@@ -49,6 +51,8 @@ STEPS = {
     "seeker": 200_000,
     "household": 1_000_000,
 }
+#: SAC takes a gradient step every four environment steps: the household's million would take it an hour.
+_SAC_STEPS = {"household": 200_000}
 _SEEDS = {"shac": 10, "ppo": 3, "sac": 3}
 
 
@@ -89,7 +93,7 @@ def _cell(task: str, algorithm: str, variant: str, size: Size) -> Cell:
         algorithm=algorithm,
         placement="policy" if algorithm == "shac" else "environment",
         seeds=size.seeds or _SEEDS[algorithm],
-        steps=float(size.steps or STEPS.get(task, 100_000)),
+        steps=float(size.steps or (_SAC_STEPS if algorithm == "sac" else {}).get(task) or STEPS[task]),
         episodes=size.episodes,
         **options,
     ).for_task(load_task(task))
@@ -130,17 +134,19 @@ def compute(config: SettledConfig, size: Size) -> dict[str, Any]:
     jax.block_until_ready(jax.tree.leaves(state.policy))
     seconds = {"train": time.monotonic() - begun - clock.seconds, "compile": clock.seconds}
 
-    batch = min(size.curve_episodes, 200)
-    at = _evaluator(task, guard, policies[0][1], batch, config.seeds)
+    look = _Look(task, guard, policies[0][1], min(size.curve_episodes, 200), config.seeds)
     curve = [
-        {"step": done * trainer.steps_per_update, "per_seed": [each.metrics["return"].mean() for each in results]}
+        {
+            "step": done * trainer.steps_per_update,
+            "per_seed": [float(each.metrics["return"].mean()) for each in results],
+        }
         for done, policy in policies
-        for results in (at(policy, size.curve_episodes),)
+        for results in (look(policy, size.curve_episodes),)
     ]
     best = int(np.argmax([np.mean(point["per_seed"]) for point in curve]))
-    last = at(policies[-1][1], size.episodes)
-    best_results = last if best == len(policies) - 1 else at(policies[best][1], size.episodes)
-    numbers = {
+    last = look(policies[-1][1], size.episodes)
+    best_results = last if best == len(policies) - 1 else look(policies[best][1], size.episodes)
+    return {
         "seeds": config.seeds,
         "steps": updates * trainer.steps_per_update,
         "updates": updates,
@@ -154,27 +160,37 @@ def compute(config: SettledConfig, size: Size) -> dict[str, Any]:
         },
         "evaluation": _counts([*last, *(best_results if best_results is not last else ())]),
         "training": training_safety(state),
+        "worst_case": {
+            kind: _counts(look(policies[-1][1], size.worst_case_episodes, kind)) for kind in look.chosen_noise
+        },
     }
-    if task.system.disturbance_box is not None:
-        numbers["worst_case"] = {}
-        for disturb in default_disturbances(task, guard)[1:]:
-            under = _evaluator(task, guard, policies[-1][1], batch, config.seeds, disturb)
-            numbers["worst_case"][disturb.name] = _counts(under(policies[-1][1], size.worst_case_episodes))
-    return numbers
 
 
-def _evaluator(
-    task, guard, policy, batch: int, seeds: int, disturb: Any = None
-) -> Callable[[Any, int], list[EpisodeResults]]:
-    """(stacked policy, episodes) -> results of every seed, all on the same starts, by one compiled program."""
-    evaluator = Evaluator(task, guard, of_seed(policy, 0), batch=batch, keep=1, disturb=disturb)
+class _OwnNoise(Disturbance):
+    """The task's own disturbance, in the shape of an adversary's."""
 
-    def run(policy, episodes: int) -> list[EpisodeResults]:
-        return [
-            evaluator(guard, of_seed(policy, index), seed=EVALUATION_SEED, episodes=episodes) for index in range(seeds)
-        ]
+    name: ClassVar = "own"
+    task: Task
 
-    return run
+    def __call__(self, key, x, applied, t, context):
+        return self.task.disturbance(jax.random.fold_in(key, t), t, context).astype(x.dtype)
+
+
+class _Look:
+    """(stacked policy, episodes, kind of noise) -> results of every seed, all on the same starts, by one compiled program."""
+
+    def __init__(self, task: Task, guard, policy, batch: int, seeds: int):
+        disturbed = task.system.disturbance_box is not None
+        kinds = (_OwnNoise(task), *default_disturbances(task, guard)[1:]) if disturbed else ()
+        self.choices = {kind.name: OneOf(kinds, jnp.asarray(i)) for i, kind in enumerate(kinds)}
+        self.chosen_noise = [name for name in self.choices if name != _OwnNoise.name]
+        self.guard, self.seeds = guard, seeds
+        own = self.choices.get(_OwnNoise.name)
+        self.evaluator = Evaluator(task, guard, of_seed(policy, 0), batch=batch, keep=1, disturb=own)
+
+    def __call__(self, policy, episodes: int, kind: str = _OwnNoise.name) -> list[EpisodeResults]:
+        options = {"seed": EVALUATION_SEED, "episodes": episodes, "disturb": self.choices.get(kind)}
+        return [self.evaluator(self.guard, of_seed(policy, index), **options) for index in range(self.seeds)]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -54,6 +54,12 @@ class Box(Set):
         lower, upper = self.bounds(x.dtype)
         return jnp.clip(x, lower, upper)
 
+    def support(self, direction):
+        """max of y'z over the box, c'y + h'|y|, for a direction y [n] or a batch [..., n], of NumPy or of JAX."""
+        return direction @ self.centre.astype(direction.dtype) + abs(direction) @ self.half_widths.astype(
+            direction.dtype
+        )
+
     def bounds(self, dtype) -> tuple[Array, Array]:
         """The bounds in `dtype`, rounded inwards, so that no rounding leaves the box."""
         return _inward(self.lower, dtype, up=True), _inward(self.upper, dtype, up=False)
