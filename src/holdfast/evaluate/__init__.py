@@ -24,6 +24,7 @@ from holdfast.evaluate.disturbances import (
     Disturbance,
     GradientChosen,
     HeldVertices,
+    OneOf,
     UniformNoise,
     default_disturbances,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "Invalid",
     "MarginDescent",
     "NoisyPolicy",
+    "OneOf",
     "PairedComparison",
     "Report",
     "Slice",
