@@ -44,7 +44,9 @@ def test_a_stopped_table_goes_on_with_the_cell_at_which_it_was(tmp_path):
 def test_a_cell_of_other_settings_is_refused_before_anything_is_computed(tmp_path):
     fill(cells(Counting()), tmp_path)
     again, new = Counting(), Counting()
-    with pytest.raises(RunError, match=r"0\.json was computed with steps = 100, but steps = 200 is asked for: delete it"):
+    with pytest.raises(
+        RunError, match=r"0\.json was computed with steps = 100, but steps = 200 is asked for: delete it"
+    ):
         fill(cells(again, new, steps=200), tmp_path)
     assert again.runs == new.runs == 0
 

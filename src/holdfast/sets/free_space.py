@@ -41,7 +41,7 @@ class FreeSpace(LocallyConvex):
             raise ValueError(f"FreeSpace: radii = {self.radii}; give finite numbers > 0")
 
     def margin(self, x: Float[Array, " n"]) -> Float[Array, " p"]:
-        away = x - jnp.asarray(self.centres, x.dtype)
+        away = x[None] - jnp.asarray(self.centres, x.dtype)
         return jnp.concatenate([self.walls.margin(x), _length(away) - jnp.asarray(self.radii, x.dtype)])
 
     def piece(self, x: Float[Array, " n"]) -> tuple[Float[Array, "p n"], Float[Array, " p"]]:
@@ -53,10 +53,10 @@ class FreeSpace(LocallyConvex):
         n, dtype = self.walls.dimension, x.dtype
         lower, upper = self.walls.bounds(dtype)
         eye = jnp.eye(n, dtype=dtype)
-        away = x - jnp.asarray(self.centres, dtype)
+        away = x[None] - jnp.asarray(self.centres, dtype)
         # At an obstacle's very centre there is no direction: any unit vector tells that x is inside.
         length = _length(away)
-        unit = jnp.where((length > 0)[:, None], away / jnp.where(length > 0, length, 1.0)[:, None], eye[0])
+        unit = jnp.where((length > 0)[:, None], away / jnp.where(length > 0, length, 1.0)[:, None], eye[:1])
         unit = unit * (1 - 8 * jnp.finfo(dtype).eps)
         reach = jnp.sum(unit * jnp.asarray(self.centres, dtype), axis=1) + jnp.asarray(self.radii, dtype)
         return jnp.concatenate([-eye, eye, -unit]), jnp.concatenate([-lower, upper, -reach])
