@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from holdfast.tasks import SafetySettings
+
 errors = Console(stderr=True)
 output = Console()
 
@@ -118,12 +120,11 @@ def print_derived(task: Any) -> None:
     """What was left out of a task of one's own, and what was derived for it."""
     system, box, safety = task.system, task.state_box, task.safety
     ranges = (f"{name} {low:.4g}..{high:.4g}" for name, low, high in zip(system.state_names, box.lower, box.upper))
-    rows = {
-        "region (state_box)": ", ".join(ranges),
-        "LQR weights": f"state_cost {tuple(safety.state_cost)}, input_cost {tuple(safety.input_cost)}",
-        "horizon": f"{safety.horizon} steps",
-        "episode": f"{task.episode_steps} steps",
-    }
+    rows = {"region (state_box)": ", ".join(ranges)}
+    if isinstance(safety, SafetySettings):
+        rows["LQR weights"] = f"state_cost {tuple(safety.state_cost)}, input_cost {tuple(safety.input_cost)}"
+        rows["horizon"] = f"{safety.horizon} steps"
+    rows["episode"] = f"{task.episode_steps} steps"
     output.print(f"[bold]{escape(task.name)}[/], given or derived:", highlight=False)
     for name, words in rows.items():
         output.print(f"  {name}: {words}", highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,15 @@ import numpy as np
 import tyro
 
 from holdfast.certify import NotProvable, UnsupportedPrimitive
-from holdfast.cli.build import NotUseful, certify_task, load_task, make_guard, of_seed, require_useful_backup
+from holdfast.cli.build import (
+    NotUseful,
+    certify_task,
+    load_task,
+    make_guard,
+    of_seed,
+    physics_of,
+    require_useful_backup,
+)
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import (
     ProgressBars,
@@ -29,7 +37,7 @@ from holdfast.cli.console import (
 )
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
 from holdfast.cli.own import absolute
-from holdfast.cli.robust import is_robust
+from holdfast.cli.robust import certify_own_set, is_robust
 from holdfast.cli.tables import Json, Reproduce, Synthesise
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import (
@@ -143,6 +151,12 @@ class Verify:
 
     subject: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK|RUN|FILE.py:NAME")]
     level: Annotated[float | None, tyro.conf.arg(help="prove or refute this level instead of the largest one")] = None
+    set: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            help="a .json with a set of your own (centre and generators, or normals and offsets) to prove or refute"
+        ),
+    ] = None
     max_seconds: Annotated[float, tyro.conf.arg(help="budget of each search; spent means 'not proved'")] = 60.0
     json: Json = False
 
@@ -160,7 +174,10 @@ class Verify:
                 level = config.level if kept is None else certified_level(kept)
         else:
             task = load_task(spec)
-        certified = certify_task(task, level=level, horizon=horizon, max_seconds=self.max_seconds)
+        if self.set is not None:
+            certified = certify_own_set(task, self.set, physics=physics_of(task), max_seconds=self.max_seconds)
+        else:
+            certified = certify_task(task, level=level, horizon=horizon, max_seconds=self.max_seconds)
         certificate = certified.certificate.to_json()
         if not self.json:
             if ".py" in spec:

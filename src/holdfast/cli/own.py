@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.certify import derive_defaults
 from holdfast.systems import System
-from holdfast.tasks import SafetySettings, Task, UnknownTask
+from holdfast.tasks import RobustSafety, SafetySettings, Task, UnknownTask
 from holdfast.testing import check_declaration, check_task
 
 #: What a class has to give, and how that is written.
@@ -75,6 +75,8 @@ def complete_task(task: Task) -> Task:
     own_starts = kind.sample_start is not Task.sample_start
     boxes = {name: getattr(task, name) for name in ("state_box", "start_box")}
     given = {name: box for name, box in boxes.items() if box.dimension}
+    if isinstance(safety, RobustSafety):
+        return _complete_robust(task, given)
     settings = (safety.state_cost, safety.input_cost, safety.horizon)
     if not (all(settings) and "state_box" in given and ("start_box" in given or own_starts)):
         found = derive_defaults(
@@ -92,6 +94,16 @@ def complete_task(task: Task) -> Task:
         missing["name"] = kind.__name__
     if not task.episode_steps:
         missing["episode_steps"] = max(_SHORTEST_EPISODE, _EPISODE_HORIZONS * safety.horizon)
+    return task.completed(**missing) if missing else task
+
+
+def _complete_robust(task: Task, given: dict) -> Task:
+    """The same for a task with an invariant set: what is left out follows from the set."""
+    missing: dict = {} if "state_box" in given else {"state_box": task.safety.region.bounding_box()}
+    if not task.name:
+        missing["name"] = type(task).__name__
+    if not task.episode_steps:
+        missing["episode_steps"] = 2 * _SHORTEST_EPISODE
     return task.completed(**missing) if missing else task
 
 

@@ -19,7 +19,7 @@ from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
 from holdfast.tasks.rollout import Disturb, Episode, plant_step, reset, rollout, step
 from holdfast.tasks.seeker import SeekerCourse
-from holdfast.tasks.shipped import DamagedSet, shipped_safety
+from holdfast.tasks.shipped import DamagedSet, read_safety, shipped_safety
 
 __all__ = [
     "BalanceCartPole",
@@ -46,6 +46,7 @@ __all__ = [
     "UnknownTask",
     "make_task",
     "plant_step",
+    "read_safety",
     "reset",
     "rollout",
     "shipped_safety",

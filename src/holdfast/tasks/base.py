@@ -89,7 +89,9 @@ class Task(eqx.Module):
     optimal_control: ClassVar[dict[str, float]] = {}
 
     def sample_start(self, key: Key[Array, ""]) -> Float[Array, " n"]:
-        """A start state, shape [n]: by default with an error uniform in `start_box`."""
+        """A start state, shape [n]: by default with an error uniform in `start_box`, or uniform in the invariant set."""
+        if isinstance(self.safety, RobustSafety) and not self.start_box.dimension:
+            return self.safety.region.sample(key)
         return self.system.lift(self.start_box.sample(key))
 
     @abc.abstractmethod
