@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet, design_base_controller
@@ -24,6 +25,8 @@ from holdfast.plots import (
     learning_curves_figure,
     learning_figure,
     margin_figure,
+    projected_pairs,
+    projection_figure,
     render_episode,
     safeguard_html,
     safeguard_markdown,
@@ -36,7 +39,7 @@ from holdfast.plots.animation import backup_futures
 from holdfast.plots.bounds import unsafe_intervals
 from holdfast.plots.scene_view import SceneView
 from holdfast.plots.theme import new_figure
-from holdfast.sets import Box, SuperlevelSet
+from holdfast.sets import Box, Ellipsoid, SuperlevelSet, Zonotope
 from holdfast.systems import System
 from holdfast.tasks import LaneKeeping, SafetySettings, Task
 from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
@@ -176,6 +179,34 @@ def test_slice_figure_draws_whatever_the_masks_are(fill):
     assert {"learned set", "analytic set", "viability kernel", "base set", "unsafe"} == legend_labels(figure)
     assert figure.axes[0].get_title() == "at v = 5 m/s"
     to_png(figure, dpi=30)
+
+
+def test_projections_of_sets_are_drawn_whole_with_units_and_what_is_not_feasible():
+    """Also of a set larger than its feasible box, which the picture is there to show."""
+    inner = Zonotope(TASK.state_box.centre, np.diag(TASK.state_box.half_widths) @ [[0.5, 0.3], [0.0, 0.4], [0.2, 0.2]])
+    outer = Box(*(TASK.state_box.centre + sign * 2 * TASK.state_box.half_widths for sign in (-1, 1)))
+    points = np.array([TASK.state_box.centre, [np.nan, 0.0, 0.0]])
+    figure = projection_figure(TASK, {"ours": inner, "theirs": outer}, points=points)
+    assert {"ours", "theirs", "states", "outside the feasible box"} == legend_labels(figure)
+    assert {"y (m)", "psi (rad)", "v (m/s)"} == axis_labels(figure)
+    for ax, pair in zip(figure.axes, projected_pairs(3), strict=True):
+        pair = list(pair)
+        assert np.all([ax.get_xlim()[0], ax.get_ylim()[0]] <= outer.lower[pair]), "cut off"
+        assert np.all([ax.get_xlim()[1], ax.get_ylim()[1]] >= outer.upper[pair]), "cut off"
+        shaded = [patch for patch in ax.patches if patch.get_facecolor()[:3] == to_rgb(LIGHT.unsafe)]
+        feasible = TASK.state_box.centre[pair]
+        assert len(shaded) == 4 and not any(patch.contains_point(ax.transData.transform(feasible)) for patch in shaded)
+        assert sum(p.contains_point(ax.transData.transform(outer.upper[pair])) for p in shaded) == 1
+        assert len(ax.lines[0].get_xdata()) == 1
+    to_png(figure, dpi=30)
+    assert projected_pairs(6) == ((0, 3), (1, 4), (2, 5))
+    for shapes, pairs, words in (
+        ({}, None, "0 sets"),
+        ({"round": Ellipsoid(np.eye(3), 1.0)}, None, "'round' is a Ellipsoid"),
+        ({"ours": inner}, [(0, 3)], r"coordinates 0 to 2"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            projection_figure(TASK, shapes, pairs=pairs)
 
 
 def test_learning_figure_takes_lists_single_numbers_and_rows_by_seed():

@@ -24,8 +24,10 @@ from holdfast.evaluate import (
 )
 from holdfast.plots import (
     PageFigure,
+    can_be_projected,
     learning_figure,
     margin_figure,
+    projection_figure,
     slice_figure,
     trajectory_figure,
     write_report_page,
@@ -44,6 +46,12 @@ _INVARIANT = (
     "A slice through the robust control invariant set: from each state in it some action keeps every disturbed successor "
     "in it."
 )
+_PROJECTED = (
+    "The robust control invariant set as its projections show it, within the feasible box, with states of the episodes that "
+    "were kept. It lies in the box if and only if every projection does."
+)
+#: Most states that are marked in a figure.
+_MARKED = 2000
 
 
 def evaluate_run(
@@ -166,6 +174,13 @@ def _figures(trained: Trained, results: EpisodeResults, piece: Any, rows: list[d
             "What is certified", _INVARIANT if piece.base is None else _IMPLICIT, partial(slice_figure, task, [piece])
         ),
     ]
+    region = getattr(task.safety, "region", None)
+    # Of two coordinates, the slice says it all.
+    if task.system.state_size > 2 and can_be_projected(region):
+        visited = kept.states.reshape(-1, task.system.state_size)
+        visited = visited[:: -(-len(visited) // _MARKED)]
+        shown = partial(projection_figure, task, {"invariant set": region}, points=visited)
+        figures.append(PageFigure("All coordinates", _PROJECTED, shown))
     if rows:
         figures.append(
             PageFigure(

@@ -38,7 +38,7 @@ def projection_figure(
         task: gives names and units of the states, and the feasible box, `state_box`.
         shapes: label and set, up to four; polytopes, zonotopes, boxes.
         pairs: the coordinates of each panel, across and up; `projected_pairs` by default.
-        points: states to mark, shape [k, n].
+        points: states to mark, shape [k, n]; those that are not finite are left out.
 
     Raises:
         ValueError: if there are no sets or more than four, one is not of a kind that can be projected, a pair does not name
@@ -59,7 +59,7 @@ def projection_figure(
         )
     columns = min(len(pairs), 3) if width == "wide" else 1
     rows = -(-len(pairs) // columns)
-    height = {1: 3.6, 2: 3.6}.get(columns, 2.9) if width == "wide" else 2.9
+    height = 3.6 if width == "wide" and columns < 3 else 2.9
     figure, axes = new_figure(theme, width, rows, columns, row_height=height, share_x=False)
     for ax, pair in zip(axes.flat, pairs):
         _draw(ax, task, shapes, pair, points, theme)
@@ -78,26 +78,32 @@ def projection_figure(
     return figure
 
 
-def can_be_projected(shape: Set) -> bool:
+def can_be_projected(shape: object) -> bool:
     """Whether a set is of a kind that this figure knows."""
     return isinstance(shape, Polytope | Zonotope | Box)
 
 
 def projected_pairs(state_size: int) -> tuple[tuple[int, int], ...]:
-    """Pairs that show all coordinates: each position over its velocity where the second half of the state are the
-    velocities of the first, as in the systems here; all pairs of three coordinates."""
+    """Pairs that show all coordinates: each position under its velocity where the second half of the state are the velocities
+    of the first, as in the systems here; else each coordinate with the next, and the last with the first.
+
+    Raises:
+        ValueError: if there are fewer than two coordinates.
+    """
+    if state_size < 2:
+        raise ValueError(f"projected_pairs: state_size = {state_size}; a picture takes two coordinates")
     if state_size % 2 == 0:
         half = state_size // 2
         return tuple((i, i + half) for i in range(half))
-    if state_size == 1:
-        raise ValueError("projected_pairs: a state of one coordinate has no pairs")
-    return ((0, 1), *((i, i + 2) for i in range(state_size - 2)))
+    return tuple((i, (i + 1) % state_size) for i in range(state_size))
 
 
 def _draw(ax: Axes, task: Task, shapes: Mapping[str, Set], pair: tuple[int, int], points, theme: Theme) -> None:
     pair = list(pair)
     corners = {label: projection(shape, pair) for label, shape in shapes.items()}
-    seen = np.concatenate([*corners.values(), *([] if points is None else [np.asarray(points)[:, pair]])])
+    marked = np.zeros((0, task.system.state_size)) if points is None else np.asarray(points, np.float64)
+    marked = marked[np.isfinite(marked).all(axis=1)][:, pair]
+    seen = np.concatenate([*corners.values(), marked])
     lower, upper = task.state_box.lower[pair], task.state_box.upper[pair]
     bounded = np.isfinite(lower), np.isfinite(upper)
     # A set may be larger than the box that it should lie in: then that is what the picture is for.
@@ -117,9 +123,8 @@ def _draw(ax: Axes, task: Task, shapes: Mapping[str, Set], pair: tuple[int, int]
         if dash == "-":
             ax.add_patch(PolygonPatch(polygon, closed=True, facecolor=colour, alpha=0.3, linewidth=0))
         ax.add_patch(PolygonPatch(polygon, closed=True, fill=False, edgecolor=colour, linestyle=dash, linewidth=1.8))
-    if points is not None:
-        across, up = np.asarray(points)[:, pair].T
-        ax.plot(across, up, linestyle="", marker=".", markersize=2.5, markeredgewidth=0, color=theme.ink, alpha=0.5)
+    dots = {"linestyle": "", "marker": ".", "markersize": 2.5, "markeredgewidth": 0, "color": theme.ink, "alpha": 0.5}
+    ax.plot(*marked.T, **dots)
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     names, units = task.system.state_names, task.system.state_units or ("",) * task.system.state_size
     ax.set_xlabel(with_unit(names[pair[0]], units[pair[0]]))
