@@ -44,5 +44,5 @@ def test_every_command_of_the_readme_is_one_of_the_command_line():
     from holdfast.cli import main as cli
 
     for command in re.findall(r"^holdfast (\w+)", README, flags=re.MULTILINE):
-        assert command in {"list", "train", "verify", "evaluate", "attack", "render"}
+        assert command in {"list", "train", "verify", "evaluate", "attack", "render", "reproduce", "synthesise"}
     assert callable(cli)

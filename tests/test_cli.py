@@ -3,9 +3,7 @@
 Commands run in this process but for one that is killed. One toy run is trained and shared; copies of it are damaged.
 """
 
-import contextlib
 import importlib
-import io
 import json
 import os
 import shutil
@@ -14,15 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import holdfast.cli.training as training
-from holdfast.cli import main
+from command_line import command
 from holdfast.runs import RunDirectory, save_checkpoint
 
 commands = importlib.import_module("holdfast.cli.main")  # the package's `main` is the function
@@ -112,28 +108,6 @@ class TooSteep(Stay):
 """
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self):
-        """The one object on stdout."""
-        (line,) = self.out.splitlines()
-        return json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-
-
-def holdfast(*arguments) -> Answer:
-    """One command, in the precision that the command line has by default."""
-    out, err = io.StringIO(), io.StringIO()
-    redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    with redirected[0], redirected[1], jax.enable_x64(False), pytest.raises(SystemExit) as stop:
-        main([str(each) for each in arguments])
-    assert "Traceback" not in err.getvalue()
-    return Answer(stop.value.code or 0, out.getvalue(), " ".join(err.getvalue().split()))
-
-
 @pytest.fixture(autouse=True, scope="module")
 def settings():
     with pytest.MonkeyPatch.context() as patch:
@@ -147,7 +121,7 @@ def settings():
 def toy(tmp_path_factory):
     """(directory of a finished run, what the command answered)."""
     out = tmp_path_factory.mktemp("toy") / "run"
-    return out, holdfast("train", *TOY, "--out", out)
+    return out, command("train", *TOY, "--out", out)
 
 
 @pytest.fixture
@@ -170,32 +144,32 @@ def arrays(directory):
 
 
 def test_list_names_the_tasks_with_states_inputs_and_constraints():
-    answer = holdfast("list")
+    answer = command("list")
     assert answer.code == 0 and answer.err == ""
     assert "lane-keeping" in answer.out and "psi" in answer.out and "left lane edge" in answer.out
-    assert holdfast("list", "--json").json["tasks"]["lane-keeping"]["inputs"] == ["a", "r"]
+    assert command("list", "--json").json["tasks"]["lane-keeping"]["inputs"] == ["a", "r"]
 
 
 def test_help_tells_what_there_is():
-    answer = holdfast("--help")
+    answer = command("--help")
     assert answer.code == 0
     assert all(name in answer.out for name in ("list", "train", "verify", "evaluate", "attack", "render"))
-    assert "--max-seconds" in holdfast("verify", "--help").out
+    assert "--max-seconds" in command("verify", "--help").out
 
 
 def test_verify_proves_lane_keeping():
-    answer = holdfast("verify", "lane-keeping")
+    answer = command("verify", "lane-keeping")
     assert answer.code == 0
     assert "base set invariant" in answer.out and "assumed" in answer.out
     assert "refuted" not in answer.out and "not proved" not in answer.out
 
 
 def test_verify_refutes_fourteen_with_a_counterexample():
-    answer = holdfast("verify", "lane-keeping", "--level", 14)
+    answer = command("verify", "lane-keeping", "--level", 14)
     assert answer.code == 1
     assert "'base set invariant' is refuted" in answer.err
     assert "counterexample to 'base set invariant': state y " in answer.out and "error [" in answer.out
-    answer = holdfast("verify", "lane-keeping", "--level", 14, "--json")
+    answer = command("verify", "lane-keeping", "--level", 14, "--json")
     assert answer.code == 1 and answer.err == ""
     assert answer.json["ok"] is False and answer.json["holds"] is False
     found = answer.json["obligations"][0]["numbers"]["counterexample"]
@@ -203,17 +177,17 @@ def test_verify_refutes_fourteen_with_a_counterexample():
 
 
 def test_verify_proves_the_published_cap():
-    answer = holdfast("verify", "lane-keeping", "--level", 1.05, "--json")
+    answer = command("verify", "lane-keeping", "--level", 1.05, "--json")
     assert answer.code == 0 and answer.json["ok"] and answer.json["holds"]
 
 
 @pytest.mark.parametrize("level", [(), ("--level", 1.05)])
 def test_a_spent_budget_says_not_proved(level):
-    answer = holdfast("verify", "lane-keeping", "--max-seconds", 1e-6, *level)
+    answer = command("verify", "lane-keeping", "--max-seconds", 1e-6, *level)
     assert answer.code == 1
     assert "not proved" in answer.err
     assert "is safe" not in answer.err + answer.out and "holds:" not in answer.out
-    answer = holdfast("verify", "lane-keeping", "--max-seconds", 1e-6, "--json", *level)
+    answer = command("verify", "lane-keeping", "--max-seconds", 1e-6, "--json", *level)
     assert answer.code == 1 and answer.json["ok"] is False and "not proved" in answer.json["error"]
 
 
@@ -236,18 +210,18 @@ def test_a_trained_run_reports_what_it_promises(toy):
 
 
 def test_a_run_is_verified_again_at_its_own_level(toy):
-    answer = holdfast("verify", toy[0], "--json")
+    answer = command("verify", toy[0], "--json")
     assert answer.code == 0 and answer.json["obligations"][0]["numbers"]["level"] == 5.0
 
 
 def test_a_run_is_evaluated_attacked_and_rendered_from_its_files(copy):
     trained = (copy / "checkpoint" / "state.safetensors").read_bytes()
-    answer = holdfast("evaluate", copy, "--episodes", 4, "--json")
+    answer = command("evaluate", copy, "--episodes", 4, "--json")
     assert answer.code == 0 and answer.json["ok"]
     assert answer.json["safety"]["episodes"] == 4 and answer.json["safety"]["violations"] == 0
-    answer = holdfast("attack", copy, "--steps", 2000, "--json")
+    answer = command("attack", copy, "--steps", 2000, "--json")
     assert answer.code == 0 and answer.json["violations"] == 0 and answer.json["steps"] >= 2000
-    answer = holdfast("render", copy, "--out", copy / "episode.gif")
+    answer = command("render", copy, "--out", copy / "episode.gif")
     assert answer.code == 0 and (copy / "episode.gif").read_bytes()[:4] == b"GIF8"
     assert (copy / "checkpoint" / "state.safetensors").read_bytes() == trained
 
@@ -284,14 +258,14 @@ WRONG = [
 )
 def test_wrong_input_is_named_and_leaves_nothing(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answer = holdfast(*arguments)
+    answer = command(*arguments)
     assert answer.code == 2 and answer.out == ""
     assert message in answer.err
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_input_in_json_is_one_object_too():
-    answer = holdfast("train", "lane-keeping", "--seeds", 0, "--json")
+    answer = command("train", "lane-keeping", "--seeds", 0, "--json")
     assert answer.code == 2 and answer.err == ""
     assert answer.json == {"ok": False, "error": "ValueError: seeds = 0; give a whole number >= 1"}
 
@@ -308,7 +282,7 @@ def test_files_that_are_no_tasks(own, tmp_path):
         (f"{own}:NeedsArguments", "NeedsArguments() fails: TypeError"),
         (f"{own}:Raises", "Raises() fails: TypeError: no length given (line 55). Give every field a default"),
     ]:
-        answer = holdfast("verify", spec)
+        answer = command("verify", spec)
         assert answer.code == 2 and message in answer.err, spec
 
 
@@ -321,53 +295,53 @@ def test_files_that_are_no_tasks(own, tmp_path):
     ],
 )
 def test_tasks_without_a_base_set_leave_no_run_behind(own, tmp_path, name, code, message):
-    answer = holdfast("train", f"{own}:{name}", "--out", tmp_path / "run")
+    answer = command("train", f"{own}:{name}", "--out", tmp_path / "run")
     assert answer.code == code and message in answer.err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_refuted_level_is_not_trained_on(tmp_path):
-    answer = holdfast("train", "lane-keeping", "--level", 14, "--out", tmp_path / "run")
+    answer = command("train", "lane-keeping", "--level", 14, "--out", tmp_path / "run")
     assert answer.code == 1
     assert "'base set invariant' is refuted at level = 14" in answer.err and "Without --level" in answer.err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_task_of_ones_own_is_verified(own):
-    answer = holdfast("verify", f"{own}:Stay", "--json")
+    answer = command("verify", f"{own}:Stay", "--json")
     assert answer.code == 0 and answer.json["holds"] and "right end" in answer.json["subject"]
 
 
 def test_nothing_is_overwritten(toy, tmp_path):
     before = (toy[0] / "config.json").read_bytes()
-    answer = holdfast("train", "lane-keeping", "--out", toy[0])
+    answer = command("train", "lane-keeping", "--out", toy[0])
     assert answer.code == 2 and "nothing is overwritten" in answer.err
     assert (toy[0] / "config.json").read_bytes() == before
     (tmp_path / "file").write_text("mine")
-    answer = holdfast("train", "lane-keeping", "--out", tmp_path / "file")
+    answer = command("train", "lane-keeping", "--out", tmp_path / "file")
     assert answer.code == 2 and (tmp_path / "file").read_text() == "mine"
-    assert "is a file" in holdfast("evaluate", tmp_path / "file").err
+    assert "is a file" in command("evaluate", tmp_path / "file").err
 
 
 def test_a_run_is_resumed_with_its_own_settings_only(toy):
-    answer = holdfast("train", *TOY[:-1], "9", "--out", toy[0], "--resume")
+    answer = command("train", *TOY[:-1], "9", "--out", toy[0], "--resume")
     assert answer.code == 2 and "episodes = 9, but the run to resume has episodes = 4; leave it out" in answer.err
 
 
 @pytest.mark.parametrize("arguments", [["--index", 1], ["--index", -1]])
 def test_seeds_that_were_not_trained_cannot_be_attacked(toy, arguments):
-    answer = holdfast("attack", toy[0], *arguments)
+    answer = command("attack", toy[0], *arguments)
     assert answer.code == 2 and f"index = {arguments[1]}; the run has 1 seed(s)" in answer.err
 
 
 def test_what_cannot_be_rendered(copy):
-    assert "the run kept 4" in holdfast("render", copy, "--episode", 99).err
-    assert "make it first" in holdfast("render", copy, "--out", copy / "no" / "x.gif").err
+    assert "the run kept 4" in command("render", copy, "--episode", 99).err
+    assert "make it first" in command("render", copy, "--out", copy / "no" / "x.gif").err
     (copy / "trajectories.npz").write_bytes(b"PK torn")
-    answer = holdfast("render", copy)
+    answer = command("render", copy)
     assert answer.code == 2 and "is damaged" in answer.err
     (copy / "trajectories.npz").unlink()
-    answer = holdfast("render", copy)
+    answer = command("render", copy)
     assert answer.code == 2 and f"evaluate the run first: `holdfast evaluate {copy}`" in answer.err
 
 
@@ -376,8 +350,8 @@ def test_a_damaged_checkpoint_is_refused(copy):
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
-    for command in (["evaluate", copy], ["train", *TOY, "--out", copy, "--resume"]):
-        answer = holdfast(*command)
+    for words in (["evaluate", copy], ["train", *TOY, "--out", copy, "--resume"]):
+        answer = command(*words)
         assert answer.code == 2 and "is damaged" in answer.err and "train again" in answer.err
 
 
@@ -389,7 +363,7 @@ def test_a_checkpoint_of_something_else_is_refused(copy, field, value, expected)
     physics = json.loads((copy / "certificate.json").read_text())["physics"]
     header = {"task": "lane-keeping", "physics": physics, "seeds": 1, "phase": "policy", "updates": 4}
     save_checkpoint(copy / "checkpoint", {"weights": np.zeros(3)}, header | {field: value})
-    answer = holdfast("evaluate", copy)
+    answer = command("evaluate", copy)
     assert answer.code == 2 and f"{field} is {value!r}" in answer.err and expected in answer.err
 
 
@@ -397,12 +371,12 @@ def test_physics_other_than_the_certificates_is_refused_and_the_certificate_kept
     file = copy / "certificate.json"
     certificate = json.loads(file.read_text())
     file.write_text(json.dumps(certificate | {"physics": "f" * 64}))
-    for command in (["evaluate", copy], ["verify", copy], ["train", *TOY, "--out", copy, "--resume"]):
-        answer = holdfast(*command)
+    for words in (["evaluate", copy], ["verify", copy], ["train", *TOY, "--out", copy, "--resume"]):
+        answer = command(*words)
         assert answer.code == 2 and "but the run's certificate is about ffffffffffff" in answer.err
     assert json.loads(file.read_text())["physics"] == "f" * 64
     file.write_text('{"subject": "nothing"}')
-    answer = holdfast("evaluate", copy)
+    answer = command("evaluate", copy)
     assert answer.code == 2 and "is no certificate" in answer.err
 
 
@@ -425,7 +399,6 @@ def press(patch, phase, times=1):
 KILLED = """
 import sys, time
 import holdfast.cli.training as training
-from holdfast.cli import main
 from holdfast.runs import RunDirectory
 
 training._CHUNK, training._KEEP_EVERY = {chunk}, -1.0
@@ -454,13 +427,13 @@ def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_pat
         assert process.stdout is not None and process.stdout.readline() == "saved\n"
         process.kill()
     assert RunDirectory.open(out).has_checkpoint
-    answer = holdfast("evaluate", out)
+    answer = command("evaluate", out)
     assert answer.code == 2 and f"go on with `holdfast train lane-keeping --out {out} --resume`" in answer.err
 
     # Resumed, and stopped by Ctrl-C in phase 2.
     with pytest.MonkeyPatch.context() as patch:
         press(patch, "policy")
-        answer = holdfast(*command, "--resume", "--json")
+        answer = command(*command, "--resume", "--json")
     assert answer.code == 130
     assert answer.json["error"].startswith("stopped; nothing is lost. Go on with `holdfast train lane-keeping --out")
 
@@ -471,7 +444,7 @@ def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "evaluate_run", evaluate)
-        answer = holdfast(*command, "--resume")
+        answer = command(*command, "--resume")
     assert answer.code == 130 and "nothing is lost" in answer.err and "--resume" in answer.err
 
     # All that was learned is what the uninterrupted run learned, bit for bit.
@@ -485,7 +458,7 @@ def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_pat
 
     # Resuming once more evaluates without training again.
     before = (out / "checkpoint" / "state.safetensors").stat().st_mtime_ns
-    answer = holdfast(*command, "--resume", "--json")
+    answer = command(*command, "--resume", "--json")
     assert answer.code == 0 and answer.json["safety"]["violations"] == 0
     assert (out / "checkpoint" / "state.safetensors").stat().st_mtime_ns == before
     uninterrupted = json.loads((toy[0] / "report.json").read_text())["metrics"]
@@ -497,7 +470,7 @@ def test_ctrl_c_in_phase_1_leaves_a_run_that_goes_on(tmp_path, times):
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         press(patch, "backup", times)
-        answer = holdfast("train", *TOY, "--out", out)
+        answer = command("train", *TOY, "--out", out)
     assert answer.code == 130
     assert "stopping after this chunk; press Ctrl-C again to stop at once" in answer.err
     kept = "nothing is lost" if times == 1 else "nothing was trained yet"
@@ -506,7 +479,7 @@ def test_ctrl_c_in_phase_1_leaves_a_run_that_goes_on(tmp_path, times):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.MonkeyPatch.context() as patch:
         press(patch, "backup")
-        answer = holdfast("train", *TOY, "--out", out, "--resume")
+        answer = command("train", *TOY, "--out", out, "--resume")
     assert answer.code == 130
     done = [row["iteration"] for row in RunDirectory.open(out).read_metrics()]
     assert done == ([2, 4] if times == 1 else [2])
@@ -520,6 +493,6 @@ def test_ctrl_c_while_proving_stops_before_training(tmp_path, monkeypatch):
         return certify(*arguments, **options)
 
     monkeypatch.setattr(training, "certify_task", interrupted)
-    answer = holdfast("train", *TOY, "--out", tmp_path / "run")
+    answer = command("train", *TOY, "--out", tmp_path / "run")
     assert answer.code == 130 and "nothing was trained yet" in answer.err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -39,8 +40,22 @@ class RobustMargins(eqx.Module):
             so that the successor that the plant computes shows `inside`.
         remainder: bound on what is left of N F(x, u, w) after its linearisation in w about the centre of the disturbance
             box; zero where F is affine in w.
+        dtype: the running precision for which they hold, and any finer one.
     """
 
     inside: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
     successor: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
     remainder: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
+    dtype: str = eqx.field(static=True, default="float32")
+
+    def require(self, dtype) -> None:
+        """Refuses a precision coarser than the one for which the margins hold.
+
+        Raises:
+            ValueError: naming both; while tracing.
+        """
+        if jnp.finfo(dtype).eps > jnp.finfo(self.dtype).eps:
+            raise ValueError(
+                f"x is {jnp.dtype(dtype).name}, but the margins for rounding hold for {self.dtype}: give the state in that "
+                f"precision, or certify the set with dtype={jnp.dtype(dtype).name!r}"
+            )

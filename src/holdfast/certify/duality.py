@@ -193,4 +193,6 @@ def bounding_box(normals: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, 
         raise Unbounded(f"no bounding box of the polytope can be shown (residual {norm:.1e}); scale its rows alike")
     largest = max(bound.max(), 0.0) / (1 - norm)
     bound = bound + residual.sum(axis=1) * largest * (1 + 1e-9) + 1e-12 * (np.abs(bound) + 1e-12)
+    if np.any(-bound[n:] > bound[:n]):
+        raise Unbounded("the polytope is empty: no x has N x <= d")
     return -bound[n:], bound[:n]

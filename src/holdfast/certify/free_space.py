@@ -123,11 +123,12 @@ def _is_integrator(invariant: InvariantSet) -> bool:
     slopes, jumps = interval_jacobian(lambda z: system.step(z[:n], z[n : 2 * n], z[2 * n :]), z)
     eye = np.eye(n)
     wanted = np.concatenate([eye, float(system.dt) * eye, eye], axis=1)
-    zero = interval_eval(
-        lambda z: system.step(z[:n], z[n : 2 * n], z[2 * n :]), Interval.box(np.zeros(3 * n), np.zeros(3 * n))
-    )
+    # The affine part by one point of the boxes: somewhere else it may be another.
+    at = np.concatenate([box.centre for box in boxes])
+    there = interval_eval(lambda z: system.step(z[:n], z[n : 2 * n], z[2 * n :]), Interval.box(at, at))
+    apart = np.abs(wanted @ at[:, None] - np.stack([there.lo[:, 0], there.hi[:, 0]], axis=1)).max()
     off = np.abs(slopes.lo[..., 0] - wanted).max() + np.abs(slopes.hi[..., 0] - wanted).max()
-    return bool(off <= 1e-12 and not np.any(jumps) and np.abs(zero.lo).max() + np.abs(zero.hi).max() <= 1e-12)
+    return bool(not np.any(jumps) and off <= 1e-13 and apart <= 1e-12 * (1 + np.abs(at).max()))
 
 
 def _gaps(region: FreeSpace) -> list[tuple[float, tuple[str, str], bool, list[float]]]:

@@ -20,10 +20,12 @@ from holdfast.certify.robust_invariance import RobustProof, prove_robust_invaria
 from holdfast.certify.rounding import rounding_error
 from holdfast.certify.slope import interval_jacobian
 from holdfast.sets import Box, FreeSpace, Polytope
-from holdfast.systems import ClippedFeedback, System
+from holdfast.systems import ClippedFeedback, Retreat, System
 
 #: Rounding bounds are multiplied by this, so that the proof does not hang on the last digit.
 _SURPLUS = 1.25
+#: What a function may say of its own derivative, which no rule here checks.
+_DECLARED = ("stop_gradient", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin")
 
 
 class CertifiedInvariantSet(eqx.Module):
@@ -47,34 +49,32 @@ def certify_invariant_set(
     physics: str,
     dtype=np.float32,
     max_seconds: float = 60.0,
-    proof: str = "",
 ) -> CertifiedInvariantSet:
     """Proves that a set is invariant under its controller for every disturbance, and derives the margins.
 
     Args:
-        invariant: the set, a `Polytope` with a `ClippedFeedback`, unless `proof` says why it is invariant.
+        invariant: the set, a `Polytope` with a `ClippedFeedback`, or a `FreeSpace` with a `Retreat`.
         feasible: where the state has to stay.
         physics: hash of the physics, noted in the certificate.
         dtype: precision of the run.
         max_seconds: budget; spent means "not proved", never "safe".
-        proof: for regions that are not polytopes: by what argument they are invariant, noted as assumed.
 
     Returns: the certified set. If the certificate does not hold, the margins are infinite.
 
     Raises:
         Unbounded: if the region is empty or unbounded.
-        TypeError: if region or controller are of another kind and no `proof` is given.
+        TypeError: if region or controller are of another kind.
         ValueError: if the shapes of region, feasible set and system do not fit.
     """
     system, region = invariant.system, invariant.region
     subject = f"{type(system).__name__}: a robust control invariant set"
     if not isinstance(region, Polytope) or not isinstance(invariant.controller, ClippedFeedback):
-        return _by_argument(invariant, feasible, subject, physics, dtype, proof)
+        return _free_space(invariant, feasible, subject, physics, dtype)
     _require_shapes(system, region, feasible)
     inside = _containment(region, feasible, system)
     affine, remainder = _affinity(system, region)
     bounds = _Rounding(invariant, dtype)
-    margins = RobustMargins(bounds.inside, bounds.successor, remainder)
+    margins = RobustMargins(bounds.inside, bounds.successor, remainder, np.dtype(dtype).name)
     # A check that linearises in w may see twice the remainder less than there is.
     slack = bounds.needed + 2 * remainder
     if np.isfinite(slack).all():
@@ -196,6 +196,22 @@ def _admissible(invariant: InvariantSet) -> Obligation:
 # --- the disturbance -----------------------------------------------------------------------------------------------
 
 
+def _opaque(system: System) -> list[str]:
+    """Primitives in the step whose derivative is declared, not derived, by name."""
+    floats = [jnp.zeros(k) for k in (system.state_size, system.input_size, system.disturbance_box.dimension)]
+    found: set[str] = set()
+
+    def look(jaxpr) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in _DECLARED:
+                found.add(equation.primitive.name)
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+                look(getattr(inner, "jaxpr", inner)) if hasattr(getattr(inner, "jaxpr", inner), "eqns") else None
+
+    look(jax.make_jaxpr(system.step)(*floats).jaxpr)
+    return sorted(found)
+
+
 def _affinity(system: System, region: Polytope) -> tuple[Obligation, np.ndarray]:
     """That F is affine in w, from the interval slope of dF/dw in w; else a bound of what its linearisation leaves."""
     facets, box = len(region.offsets), system.disturbance_box
@@ -213,10 +229,18 @@ def _affinity(system: System, region: Polytope) -> tuple[Obligation, np.ndarray]
 
     low = np.concatenate([lower, system.input_box.lower, box.lower])
     high = np.concatenate([upper, system.input_box.upper, box.upper])
+    opaque = _opaque(system)
+    _, broken = interval_jacobian(lambda z: system.step(z[:n], z[n : n + m], z[n + m :]), Interval.box(low, high))
+    if opaque or np.any(broken):
+        words = (
+            f"the step uses {', '.join(opaque)}, whose derivative is somebody's word" if opaque else "the step jumps"
+        )
+        return Obligation(name, claim, "not proved", words), np.full(facets, np.inf)
     slopes, jumps = interval_jacobian(by_disturbance, Interval.box(low, high))
-    second = slopes.magnitude[:, :, n + m :, 0] + jumps[:, :, None, 0]  # [n, d, d]
     half = box.half_widths * (1 + 1e-12)
-    remainder = 0.5 * np.abs(region.normals) @ np.einsum("nij,i,j->n", second, half, half) * (1 + 1e-9)
+    # A derivative that bends leaves half its change, one that jumps may leave all of it.
+    bends = 0.5 * np.einsum("nij,i,j->n", slopes.magnitude[:, :, n + m :, 0], half, half)
+    remainder = np.abs(region.normals) @ (bends + jumps[..., 0] @ half) * (1 + 1e-9)
     if not np.any(remainder):
         return Obligation(name, claim, "proved", "interval second derivatives over the set are zero"), np.zeros(facets)
     claim = "What is left of the step after its linearisation in the disturbance is bounded and added to the margins."
@@ -344,18 +368,19 @@ def _repeated(box, count: int) -> list[np.ndarray]:
     return [np.repeat(np.asarray(side)[:, None], count, axis=1) for side in box]
 
 
-def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, dtype, proof: str):
-    """Regions that are not polytopes: invariance by the argument given, rounding over the feasible box."""
-    if not (proof or isinstance(invariant.region, FreeSpace)) or not isinstance(feasible, Box):
+def _free_space(invariant: InvariantSet, feasible, subject: str, physics: str, dtype):
+    """Free space among obstacles: invariance by its gaps, rounding over cells that cover it."""
+    if not isinstance(invariant.region, FreeSpace) or not isinstance(invariant.controller, Retreat):
         raise TypeError(
-            f"certify_invariant_set: a {type(invariant.region).__name__} with a {type(invariant.controller).__name__} can "
-            "only be proved as a Polytope with a ClippedFeedback; give those, or `proof`, the argument by which the set is "
-            "invariant, and a Box as feasible set"
+            f"certify_invariant_set: a {type(invariant.region).__name__} with a {type(invariant.controller).__name__} cannot be "
+            "proved; give a Polytope with a ClippedFeedback, or a FreeSpace with a Retreat"
         )
+    if not isinstance(feasible, Box):
+        raise TypeError(f"certify_invariant_set: feasible = {feasible!r}; give a Box around free space")
     system, region = invariant.system, invariant.region
     noise = system.disturbance_box
     d = 0 if noise is None else noise.dimension
-    box, actions = (feasible.lower, feasible.upper), (system.input_box.lower, system.input_box.upper)
+    actions = (system.input_box.lower, system.input_box.upper)
 
     def margin(x):
         normals, offsets = region.piece(x)
@@ -370,44 +395,35 @@ def _by_argument(invariant: InvariantSet, feasible, subject: str, physics: str, 
         spread = normals @ jax.jacfwd(lambda w: system.step(x, u, w))(at)
         return value - jnp.abs(spread) @ jnp.asarray(noise.half_widths, x.dtype)
 
-    cells = free_cells(region) if isinstance(region, FreeSpace) else Interval.box(*box)
+    cells = free_cells(region)
     count = cells.lo.shape[1]
     inside = rounding_error(margin, cells, dtype=dtype).max(axis=1)
     check = rounding_error(rows, cells, Interval.boxes(*_repeated(actions, count)), dtype=dtype).max(axis=1)
-    if isinstance(region, FreeSpace):
-        # The next state's own tangents are shortened like these, so that it sees itself a little closer.
-        check = check + 16 * np.finfo(dtype).eps * np.linalg.norm(feasible.upper - feasible.lower)
+    # The next state's own tangents are shortened like these, so that it sees itself a little closer.
+    across = np.linalg.norm(region.walls.upper - region.walls.lower)
+    check = check + 16 * np.finfo(dtype).eps * across
+    walls = (region.walls.lower, region.walls.upper)
     plant = rounding_error(
-        lambda x, u, w: system.step(x, u, w if d else None), box, actions, _disturbances(noise, d), dtype=dtype
+        lambda x, u, w: system.step(x, u, w if d else None), walls, actions, _disturbances(noise, d), dtype=dtype
     )
-    with jax.enable_x64(True):
-        normals = np.abs(np.asarray(region.piece(jnp.asarray(feasible.centre))[0]))
-    ulp = np.spacing(np.abs(np.stack(box)).max(0).astype(dtype)).astype(np.float64)
-    size = np.maximum(normals, np.linalg.norm(normals, axis=1, keepdims=True))
-    moved = size @ (np.asarray(plant) + ulp)
+    ulp = np.spacing(np.abs(np.stack(walls)).max(0).astype(dtype)).astype(np.float64)
+    # Normals are unit vectors: a component is at most one.
+    moved = np.sum(np.asarray(plant) + 2 * ulp)
     margins = RobustMargins(
         _single(_SURPLUS * inside, dtype),
         _single(_SURPLUS * (check + moved + 3 * inside), dtype),
         np.zeros(len(inside)),
+        np.dtype(dtype).name,
     )
     finite = bool(np.isfinite(margins.successor).all())
-    argued = (
-        free_space_obligation(invariant, float(np.max(_SURPLUS * (margins.successor + 2 * check))))
-        if isinstance(region, FreeSpace)
-        else Obligation(
-            "invariant under its controller",
-            "From every state of the set, whatever the disturbance, the controller leads back into the set.",
-            "assumed",
-            proof,
-        )
-    )
+    argued = free_space_obligation(invariant, float(np.max(_SURPLUS * (margins.successor + 2 * check))))
     rounding = Obligation(
         f"rounding ({np.dtype(dtype).name})",
         "What the check accepts in this precision leads to a state that shows it is in the set.",
         "proved" if finite else "not proved",
-        "running error analysis of margins, check and step over the feasible box",
+        "running error analysis of margins, check and step over cells that cover free space",
         {"inside": float(margins.inside.max()), "successor": float(margins.successor.max())},
     )
-    contained = _walls_inside(region, feasible) if isinstance(region, FreeSpace) else ()
-    certificate = Certificate(subject, physics, (*contained, argued, rounding, *_standing(system)))
+    obligations = (*_walls_inside(region, feasible), argued, rounding, *_standing(system))
+    certificate = Certificate(subject, physics, obligations)
     return CertifiedInvariantSet(invariant, margins if certificate.holds else _nothing(len(inside)), certificate)

@@ -61,7 +61,10 @@ def zonotope_polytope(centre: np.ndarray, generators: np.ndarray) -> Polytope:
         )
     normals = np.concatenate([normals, -normals]).astype(np.float32).astype(np.float64)
     offsets = normals @ centre + np.abs(normals @ generators).sum(axis=1)
-    return Polytope(normals, offsets.astype(np.float32).astype(np.float64))
+    # Downwards, so that no state is in the polytope that is not in the zonotope; by less than float32 tells apart.
+    rounded = offsets.astype(np.float32)
+    rounded = np.where(rounded > offsets, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    return Polytope(normals, rounded.astype(np.float64))
 
 
 def affine_controller(system: System, region: Polytope, generators: np.ndarray, centre: np.ndarray) -> ClippedFeedback:

@@ -33,9 +33,7 @@ def certify_robust_task(task: Task, *, physics: str, max_seconds: float = 60.0) 
     safety = task.safety
     region = safety.region.polytope() if isinstance(safety.region, Zonotope) else safety.region
     invariant = InvariantSet(task.system, region, safety.controller)
-    certified = certify_invariant_set(
-        invariant, task.state_box, physics=physics, max_seconds=max_seconds, proof=safety.proof
-    )
+    certified = certify_invariant_set(invariant, task.state_box, physics=physics, max_seconds=max_seconds)
     return _with_safety(task, certified)
 
 
@@ -81,7 +79,7 @@ def _with_safety(task: Task, certified: CertifiedInvariantSet) -> CertifiedInvar
     acceptance = certified.acceptance
     if not certificate.holds:
         never = np.full_like(acceptance.inside, np.inf)
-        acceptance = RobustMargins(never, never, np.zeros_like(never))
+        acceptance = RobustMargins(never, never, np.zeros_like(never), acceptance.dtype)
     return CertifiedInvariantSet(certified.invariant, acceptance, certificate)
 
 

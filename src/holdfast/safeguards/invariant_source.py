@@ -44,6 +44,7 @@ class InvariantSource(ExplicitSource):
         return self.invariant.system.input_box
 
     def init(self, x: Float[Array, " n"]) -> Promise:
+        self.acceptance.require(x.dtype)
         normals, offsets = self.invariant.region.piece(x)
         return Promise.of(offsets - _times(normals, x) - jnp.asarray(self.acceptance.inside, x.dtype))
 

@@ -63,8 +63,8 @@ class ZonotopeSource(Source):
     centre: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
     generators: np.ndarray = eqx.field(converter=lambda v: np.asarray(v, np.float64))
     controller: Callable[[Float[Array, " n"]], Float[Array, " m"]]
-    inside: float = eqx.field(static=True, default=0.0)
-    successor: float = eqx.field(static=True, default=0.0)
+    inside: float = eqx.field(static=True)
+    successor: float = eqx.field(static=True)
     iterations: int = eqx.field(static=True, default=100)
 
     def __check_init__(self):

@@ -90,11 +90,11 @@ def _solve(A, b, D, start, radius):
         lengths = jnp.where(jnp.arange(m + g) < m, 1.0, z)
         entry = jnp.arange(m + g) >= m
         gradient, hessian = jnp.where(entry, -1 / lengths, 0.0), jnp.where(entry, 1 / lengths**2, 0.0)
-        weights, lost = multipliers / s, C @ z - s - b
-        matrix = jnp.diag(hessian) + (C * weights[:, None]).T @ C
-        right = -gradient + C.T @ (aim / s - weights * lost)
+        weights, lost = multipliers / s, _times(C, z) - s - b
+        matrix = jnp.diag(hessian) + _gram(C, weights)
+        right = -gradient + _times(C.T, aim / s - weights * lost)
         dz = _solve_positive(matrix, right)
-        ds = C @ dz + lost
+        ds = _times(C, dz) + lost
         dmultipliers = (aim - multipliers * ds) / s - multipliers
         step = 0.95 * jnp.minimum(
             _longest(s, ds),
@@ -125,16 +125,33 @@ def _centre_jvp(primals, tangents):
     at = jnp.where(solved, z, 0.0)
     entry = jnp.arange(len(z)) >= m
     hessian = jnp.where(entry & solved, 1 / jnp.where(entry & solved, z, 1.0) ** 2, jnp.where(solved, 0.0, 1.0))
-    matrix = jnp.diag(hessian) + (C * (y / s)[:, None]).T @ C
+    matrix = jnp.diag(hessian) + _gram(C, y / s)
     right = dC.T @ y - C.T @ (y / s * (dC @ at - db))
-    inverse = _solve_positive(matrix, jnp.eye(len(z), dtype=A.dtype))
+    inverse = jax.vmap(lambda e: _solve_positive(matrix, e), out_axes=1)(jnp.eye(len(z), dtype=A.dtype))
     dz = inverse @ right
     return (z, solved), (dz, jnp.zeros(solved.shape, jax.dtypes.float0))
 
 
+# Sums instead of products of tiny matrices: XLA fuses these, and calls a routine per batch entry for those.
+
+
+def _times(matrix, vector):
+    return jnp.sum(matrix * vector[None], axis=1)
+
+
+def _gram(C, weights):
+    """C' diag(weights) C, shape [k, k]."""
+    return jnp.sum((C * weights[:, None])[:, :, None] * C[:, None, :], axis=0)
+
+
 def _solve_positive(matrix, right):
-    factor = jnp.linalg.cholesky(matrix)
-    return jax.scipy.linalg.cho_solve((factor, True), right)
+    """x with matrix x = right, shape [k], by elimination in place; no pivoting, the matrix is positive definite."""
+    k = len(right)
+    rows = jnp.concatenate([matrix, right[:, None]], axis=1)
+    for i in range(k):
+        pivot = rows[i] / rows[i, i]
+        rows = (rows - rows[:, i, None] * pivot[None]).at[i].set(pivot)
+    return rows[:, k]
 
 
 def _longest(value, change):

@@ -43,5 +43,5 @@ class ClippedFeedback(eqx.Module):
         """The action at x; the centre's input where x is not finite."""
         dtype = x.dtype
         rest = jnp.asarray(self.centre_input, dtype)
-        u = rest + jnp.asarray(self.gain, dtype) @ (x - jnp.asarray(self.centre, dtype))
+        u = rest + jnp.matmul(jnp.asarray(self.gain, dtype), x - jnp.asarray(self.centre, dtype), precision="highest")
         return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(u)), u, rest))

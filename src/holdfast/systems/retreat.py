@@ -31,7 +31,8 @@ class Retreat(eqx.Module):
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
         """The velocity at x, shape [n]; zero where x is not finite."""
         normals, offsets = self.region.piece(x)
-        lacking = jnp.sum(jnp.abs(normals), axis=1) * self.noise + self.surplus - (offsets - normals @ x)
+        slack = offsets - jnp.matmul(normals, x, precision="highest")
+        lacking = jnp.sum(jnp.abs(normals), axis=1) * self.noise + self.surplus - slack
         n = x.shape[0]
         walls, obstacles = jnp.maximum(lacking[: 2 * n], 0.0), lacking[2 * n :]
         move = walls[:n] - walls[n:]

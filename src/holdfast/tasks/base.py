@@ -39,12 +39,10 @@ class RobustSafety(eqx.Module):
     Attributes:
         region: the set, in coordinates of the state.
         controller: x [n] -> u [m], admissible for any x: what is applied where nothing else is known to be safe.
-        proof: what the certificate says of regions that are not polytopes: by what argument they are invariant.
     """
 
     region: LocallyConvex
     controller: Callable[[Float[Array, " n"]], Float[Array, " m"]]
-    proof: str = eqx.field(static=True, default="")
 
 
 class Task(eqx.Module):
