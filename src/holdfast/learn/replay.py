@@ -96,4 +96,5 @@ def transitions_of(window: Window, settings: PolicySettings, applied: bool) -> T
         reward,
         1.0 - (window.terminated | window.lost).astype(reward.dtype),
     )
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), transitions)
+    size = reward.size  # not -1: states may have no numbers
+    return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), transitions)
