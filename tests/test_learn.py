@@ -27,35 +27,11 @@ from holdfast.learn.advantage import td_lambda
 from holdfast.learn.networks import Network, TanhGaussian
 from holdfast.learn.optimise import descend, limit_cotangent, start, value_and_gradient
 from holdfast.safeguards import BackupSource, Ray, Safeguard
-from holdfast.sets import Box, SuperlevelSet
-from holdfast.tasks import SafetySettings, Task
-from holdfast.types import Status, Unguarded
-from systems_for_tests import Cart
-
-
-class Reach(Task):
-    """Reach a target beyond the end of the track, which lies at 1 m."""
-
-    name: ClassVar = "reach"
-    episode_steps: ClassVar = 20
-    system: Cart = eqx.field(default_factory=Cart)
-    safe_set: SuperlevelSet = eqx.field(
-        default_factory=lambda: SuperlevelSet(lambda x: jnp.stack([1 - x[0], 1 + x[0]]), ("right", "left"), ("m", "m"))
-    )
-    state_box: Box = eqx.field(default_factory=lambda: Box([-1, -1], [1, 1]))
-    safety: SafetySettings = eqx.field(default_factory=lambda: SafetySettings((1.0, 1.0), (1.0,), 20, 3.0))
-    starts: Box = eqx.field(default_factory=lambda: Box([0.7, 0.2], [0.85, 0.4]))
-    target: float = 1.5
-
-    def sample_start(self, key):
-        return self.starts.sample(key)
-
-    def reward(self, x, u, x_next, t, context):
-        return -((x_next[0] - self.target) ** 2)
-
+from holdfast.sets import Box
+from holdfast.types import Status
+from learning_for_tests import UNGUARDED, Manoeuvre, Reach, learn, numbers
 
 TASK = Reach()
-UNGUARDED = Unguarded(TASK.system.input_box.lower, TASK.system.input_box.upper)
 SMALL = {"updates": 6, "environments": 4, "window": 4, "hidden": (8,), "critic_steps": 2, "initial_std": 2.0}
 
 
@@ -71,20 +47,6 @@ def certified():
         horizon=safety.horizon,
         level=safety.level,
     )
-
-
-def learn(trainer, keys, updates=SMALL["updates"], **options):
-    """(state, metrics [S, updates]) after a whole training."""
-    rows = []
-    state = initialise(trainer, keys)
-    state = train(trainer, state, updates=updates, on_chunk=lambda _, s, metrics: rows.append(metrics), **options)
-    return state, {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
-
-
-def numbers(tree):
-    """Floating-point leaves of a tree, as numpy."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    return [np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 def test_td_lambda_is_the_recursion_written_out():
@@ -309,13 +271,6 @@ def test_a_policy_starts_at_the_nominal_input():
     np.testing.assert_allclose(policy(jnp.ones(3), jnp.array([1.0, 0.5])), [1.0, 0.5], rtol=1e-6)
     at_edge = policy(jnp.ones(3), jnp.array([4.0, -7.0]))
     assert np.all(box.contains(at_edge)) and np.all(np.abs(at_edge - jnp.array([4.0, -2.0])) < 0.2)
-
-
-class Manoeuvre(Reach):
-    """Reach, over when its time is."""
-
-    finite: ClassVar = True
-    episode_steps: ClassVar = 5
 
 
 def test_whole_episodes_are_differentiated_without_the_critic():

@@ -28,6 +28,8 @@ class PpoSettings(PolicySettings):
     updates: int = eqx.field(static=True, default=100)
     environments: int = eqx.field(static=True, default=32)
     initial_std: float = eqx.field(static=True, default=0.5)
+    restart: float = eqx.field(static=True, default=0.003)
+    lost: float = eqx.field(static=True, default=10.0)
     trace: float = eqx.field(static=True, default=0.95)
     epochs: int = eqx.field(static=True, default=8)
     minibatches: int = eqx.field(static=True, default=8)

@@ -96,5 +96,5 @@ def transitions_of(window: Window, settings: PolicySettings, applied: bool) -> T
         reward,
         1.0 - (window.terminated | window.lost).astype(reward.dtype),
     )
-    # In so many words: states that are not kept have no numbers, and -1 would divide by their none.
-    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]), transitions)
+    size = reward.size  # not -1: states may have no numbers
+    return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), transitions)

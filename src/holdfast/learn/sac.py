@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer, report, tamed
@@ -37,6 +38,8 @@ class SacSettings(PolicySettings):
     environments: int = eqx.field(static=True, default=16)
     window: int = eqx.field(static=True, default=8)
     initial_std: float = eqx.field(static=True, default=0.5)
+    restart: float = eqx.field(static=True, default=0.003)
+    lost: float = eqx.field(static=True, default=10.0)
     replay: int = eqx.field(static=True, default=100_000)
     batch: int = eqx.field(static=True, default=128)
     update_ratio: float = eqx.field(static=True, default=0.25)
@@ -44,7 +47,7 @@ class SacSettings(PolicySettings):
     target_smoothing: float = eqx.field(static=True, default=0.01)
     initial_temperature: float = eqx.field(static=True, default=0.1)
     temperature_rate: float = eqx.field(static=True, default=3e-3)
-    target_entropy: float = eqx.field(static=True, default=-1.0)
+    target_entropy: float = eqx.field(static=True, default=-2.0)
 
     def __check_init__(self):
         size = self.environments * self.window
@@ -185,7 +188,9 @@ class SacTrainer(PolicyTrainer):
 
         def miss(critic):
             values = jax.vmap(lambda o, u: self._values(critic, o, u))(observations, judged)
-            return jnp.mean(jnp.sum(((values - goals[:, None]) / settings.value_unit) ** 2, axis=1)), None
+            # Huber's loss: a few episodes far out would otherwise drown what happens near the goal.
+            misses = optax.huber_loss(values / settings.value_unit, goals[:, None] / settings.value_unit)
+            return 2 * jnp.mean(jnp.sum(misses, axis=1)), None
 
         (critic_loss, _), gradient = value_and_gradient(miss, state.critic)
         optimiser = self._critic_optimiser(settings.gradient_steps)
