@@ -15,6 +15,7 @@ from holdfast.cli.console import ProgressBars, output, print_certificate
 from holdfast.cli.safeguards_report import results_of, safeguards_table, verdicts, write_safeguards_table
 from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
 from holdfast.plots import safeguard_markdown
+from holdfast.runs import RunError
 from holdfast.sets import Polytope
 from holdfast.tasks import RobustSafety
 
@@ -30,6 +31,7 @@ class Reproduce:
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(help="some of its tasks; all if not given")] = ()
     algorithms: Annotated[tuple[str, ...], tyro.conf.arg(help="some of shac, ppo, sac; all if not given")] = ()
     cells_only: Annotated[bool, tyro.conf.arg(help="compute cells, and leave the table for another process")] = False
+    kept: Annotated[bool, tyro.conf.arg(help="compute nothing: write the table of the cells that are there")] = False
     out: Annotated[Path | None, tyro.conf.arg(help="directory of cells; runs/TABLE if not given")] = None
     json: Json = False
 
@@ -38,6 +40,10 @@ class Reproduce:
         algorithms = _some("algorithms", self.algorithms, ALGORITHMS)
         out = self.out or Path("runs") / (self.table + ("-quick" if self.quick else ""))
         cells = safeguard_cells(tasks, algorithms, QUICK if self.quick else Size())
+        if self.kept:
+            cells = [cell for cell in cells if (out / f"{cell.name}.json").is_file()]
+            if not cells:
+                raise RunError(f"{out} holds no cell of the table; leave --kept out to compute some")
         again = shlex.join(["holdfast", *sys.argv[1:]])
         with ProgressBars(self.json) as bars:
             try:
