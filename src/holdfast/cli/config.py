@@ -18,7 +18,14 @@ _TUNED_FOR_SHAC = ("updates", "environments", "window", "actor_rate", "critic_st
 ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
     "shac": {},
     "ppo": {"updates": 100, "environments": 32, "window": 32, "actor_rate": 3e-3, "initial_std": 0.5},
-    "sac": {"updates": 800, "environments": 16, "window": 8, "actor_rate": 3e-3, "initial_std": 0.5},
+    "sac": {
+        "updates": 800,
+        "environments": 16,
+        "window": 8,
+        "actor_rate": 1e-3,
+        "initial_std": 0.5,
+        "lost": 10.0,
+    },
 }
 
 
