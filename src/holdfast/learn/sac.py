@@ -37,6 +37,7 @@ class SacSettings(PolicySettings):
     updates: int = eqx.field(static=True, default=800)
     environments: int = eqx.field(static=True, default=16)
     window: int = eqx.field(static=True, default=8)
+    actor_rate: float = eqx.field(static=True, default=1e-3)
     initial_std: float = eqx.field(static=True, default=0.5)
     restart: float = eqx.field(static=True, default=0.003)
     lost: float = eqx.field(static=True, default=10.0)
@@ -44,8 +45,8 @@ class SacSettings(PolicySettings):
     batch: int = eqx.field(static=True, default=128)
     update_ratio: float = eqx.field(static=True, default=0.25)
     warm_up: int = eqx.field(static=True, default=1000)
-    target_smoothing: float = eqx.field(static=True, default=0.01)
-    initial_temperature: float = eqx.field(static=True, default=0.1)
+    target_smoothing: float = eqx.field(static=True, default=0.02)
+    initial_temperature: float = eqx.field(static=True, default=0.01)
     temperature_rate: float = eqx.field(static=True, default=3e-3)
     target_entropy: float = eqx.field(static=True, default=-2.0)
 
