@@ -5,6 +5,7 @@ from holdfast.plots.learning_curve import learning_figure
 from holdfast.plots.margins import margin_figure
 from holdfast.plots.report_page import PageFigure, report_page, write_report_page
 from holdfast.plots.set_slice import slice_figure
+from holdfast.plots.snapshot import Snapshot
 from holdfast.plots.theme import DARK, LIGHT, Theme, to_png, to_svg
 from holdfast.plots.trajectory import trajectory_figure
 
@@ -12,6 +13,7 @@ __all__ = [
     "DARK",
     "LIGHT",
     "PageFigure",
+    "Snapshot",
     "Theme",
     "learning_figure",
     "margin_figure",
