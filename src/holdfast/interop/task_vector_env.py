@@ -37,6 +37,9 @@ class TaskVectorEnv(VectorEnv):
             is 0), "SameStep" (the observation is the new episode's, the last one is in `info["final_obs"]`), or "Disabled"
             (`reset(options={"reset_mask": mask})` resets).
 
+    Attributes:
+        certified: whether the guard promised anything from the start of each episode that runs now, bool [B].
+
     Raises:
         ValueError, TypeError: as `TaskEnv`, and for fewer than one environment.
     """
@@ -71,7 +74,7 @@ class TaskVectorEnv(VectorEnv):
         self._seeds: np.ndarray | None = None
         self._numbers = np.zeros(num_envs, np.uint32)
         self._episodes: Any = None
-        self._over = np.zeros(num_envs, bool)
+        self._over = self.certified = np.zeros(num_envs, bool)
         self._films = [_Film(self.task) for _ in range(num_envs)] if render_mode else []
 
     def reset(
@@ -85,6 +88,7 @@ class TaskVectorEnv(VectorEnv):
         else:
             self._episodes, begun = self._program.renew(self._episodes, self._seeds, self._numbers, which)
         begun = jax.device_get(begun)
+        self.certified = np.where(which, begun.certified, self.certified)
         self._over = self._over & ~which
         self._film(which)
         observation = np.array(begun.observation)
@@ -144,6 +148,7 @@ class TaskVectorEnv(VectorEnv):
         """Begins the next episodes where `which` [B]; the observations of their starts, [B, o]."""
         self._numbers = self._numbers + which.astype(np.uint32)
         self._episodes, begun = self._program.renew(self._episodes, self._seeds, self._numbers, which)
+        self.certified = np.where(which, begun.certified, self.certified)
         return np.asarray(begun.observation)
 
     def _asked(self, options: dict[str, Any] | None) -> np.ndarray:
