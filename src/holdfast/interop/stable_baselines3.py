@@ -9,6 +9,7 @@ env.safety.violations  # 0
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +19,12 @@ from gymnasium.vector import AutoresetMode
 
 from holdfast.interop.spaces import float32_bounds, read_actions
 from holdfast.interop.task_vector_env import TaskVectorEnv
+from holdfast.runs import Sink
 from holdfast.tasks import Task
 from holdfast.types import Guard, Status
 
 try:
+    from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common.vec_env import VecEnv  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError(
@@ -173,3 +176,48 @@ class TaskVecEnv(VecEnv):
     def _count_starts(self, certified: np.ndarray) -> None:
         self.safety.starts += len(certified)
         self.safety.uncertified_starts += int(np.sum(~certified))
+
+
+class SafetyCallback(BaseCallback):
+    """Writes what a training behind a guard has come to into a sink, now and then.
+
+    A row holds `step`, `episodes` (that ended since the last row), `return_mean` (their mean task return, without the penalty
+    on interventions; NaN without any), `interventions` (share of the steps since the last row) and `violations` (all so far).
+
+    Args:
+        sink: as `holdfast.runs.Csv("curve.csv")`.
+        every: least steps between two rows.
+    """
+
+    def __init__(self, sink: Sink, every: int = 2000):
+        super().__init__()
+        self.sink, self.every = sink, every
+        self._told, self._seen = 0, (0, 0)
+        self._returns: list[float] = []
+        self._running = np.zeros(0)
+
+    def _on_step(self) -> bool:
+        infos, over = self.locals["infos"], np.asarray(self.locals["dones"])
+        if not len(self._running):
+            self._running = np.zeros(len(infos))
+        self._running = self._running + np.array([info["task_reward"] for info in infos])
+        self._returns += self._running[over].tolist()
+        self._running[over] = 0.0
+        if self.num_timesteps - self._told >= self.every:
+            self.tell()
+        return True
+
+    def tell(self) -> None:
+        """Writes a row now."""
+        safety: SafetyCount = self.training_env.unwrapped.safety
+        steps, interventions = safety.steps - self._seen[0], safety.interventions - self._seen[1]
+        self.sink.write(
+            {
+                "step": self.num_timesteps,
+                "episodes": len(self._returns),
+                "return_mean": float(np.mean(self._returns)) if self._returns else math.nan,
+                "interventions": interventions / max(steps, 1),
+                "violations": safety.violations,
+            }
+        )
+        self._told, self._seen, self._returns = self.num_timesteps, (safety.steps, safety.interventions), []
