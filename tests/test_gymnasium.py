@@ -27,11 +27,7 @@ BOX = LANE.system.input_box
 SHORT = LANE.completed(episode_steps=3)
 BATCH = 4
 # Observations have no bounds, and actions are in physical units: both checkers would rather have it otherwise.
-KNOWN = (
-    "ignore:.*A Box observation space m",
-    "ignore:.*recommend you to use a symmetric",
-    "ignore:.*action space.*not normal",
-)
+KNOWN = ("ignore:.*A Box observation space m", "ignore:.*symmetric and normalized")
 
 
 def quiet(test):
