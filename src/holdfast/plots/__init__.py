@@ -8,6 +8,7 @@ from holdfast.plots.report_page import PageFigure, report_page, write_report_pag
 from holdfast.plots.safeguard_table import SAFEGUARD_LEGEND, VariantResult, safeguard_html, safeguard_markdown
 from holdfast.plots.set_projection import can_be_projected, projected_pairs, projection_figure
 from holdfast.plots.set_slice import slice_figure
+from holdfast.plots.snapshot import Snapshot
 from holdfast.plots.theme import DARK, LIGHT, Theme, to_png, to_svg
 from holdfast.plots.trajectory import trajectory_figure
 
@@ -17,6 +18,7 @@ __all__ = [
     "SAFEGUARD_LEGEND",
     "Curve",
     "PageFigure",
+    "Snapshot",
     "Theme",
     "VariantResult",
     "can_be_projected",

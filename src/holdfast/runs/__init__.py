@@ -7,12 +7,20 @@ from holdfast.runs.environment import environment
 from holdfast.runs.files import RunError, atomic_write, from_json, read_json, to_json, write_json
 from holdfast.runs.physics import physics_hash
 from holdfast.runs.seeds import episode_key, seed_keys
+from holdfast.runs.sinks import TRACKERS, Csv, JsonLines, Sink, Sinks, TensorBoard, WeightsAndBiases, open_trackers
 
 __all__ = [
+    "TRACKERS",
     "CheckpointMismatch",
     "ConfigError",
+    "Csv",
+    "JsonLines",
     "RunDirectory",
     "RunError",
+    "Sink",
+    "Sinks",
+    "TensorBoard",
+    "WeightsAndBiases",
     "atomic_write",
     "config_from_json",
     "config_to_json",
@@ -20,6 +28,7 @@ __all__ = [
     "episode_key",
     "from_json",
     "load_checkpoint",
+    "open_trackers",
     "physics_hash",
     "read_header",
     "read_json",

@@ -3,6 +3,7 @@
 ================  ===================================================================
 config.json       format, version, and the configuration the run was started with
 metrics.jsonl     one JSON object a line, appended as training goes
+metrics.csv       the same as a table
 checkpoint/       state.safetensors, and header.json to read by eye
 certificate.json  what was proved, checked, sampled, assumed
 report.json       the numbers
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from holdfast.runs.checkpoint import load_checkpoint, save_checkpoint
 from holdfast.runs.config import config_from_json, config_to_json
 from holdfast.runs.files import TEMPORARY_PREFIX, RunError, atomic_write, from_json, read_json, to_json, write_json
+from holdfast.runs.sinks import Csv, JsonLines, Sink, Sinks
 
 FORMAT = "holdfast-run"
 VERSION = 1
@@ -36,10 +38,12 @@ class RunDirectory:
     Attributes:
         path: the directory.
         config: the configuration the run was started with, in JSON's types.
+        trackers: where each row of metrics goes beside the files; whoever opened them closes them.
     """
 
     path: Path
     config: dict[str, Any]
+    trackers: tuple[Sink, ...] = ()
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Any, *, suffix: bool = False) -> "RunDirectory":
@@ -106,18 +110,9 @@ class RunDirectory:
         return config_from_json(cls, self.config)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row to metrics.jsonl. A line that an earlier kill left torn is removed first."""
-        line = (json.dumps(to_json(row, "row"), ensure_ascii=False, allow_nan=False) + "\n").encode()
-        # One write call, and no fsync: a killed process loses nothing the kernel has, and training should not wait
-        # for the disk at every row. A power cut may cost the last rows, never the file.
-        with open(self.path / "metrics.jsonl", "a+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-                if file.read(1) != b"\n":
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            file.write(line)
+        """Append one row to metrics.jsonl and metrics.csv, and hand it to the trackers. A line that an earlier kill left
+        torn is removed first."""
+        Sinks(*self._tables, *self.trackers).write(row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows; none where nothing was logged yet. A torn last line is dropped.
@@ -144,8 +139,12 @@ class RunDirectory:
     def rewind_metrics(self, iteration: int) -> None:
         """Drop rows whose "iteration" exceeds `iteration`: a run resumed from a checkpoint writes them again."""
         rows = [row for row in self.read_metrics() if row.get("iteration", iteration) <= iteration]
-        text = "".join(json.dumps(to_json(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        atomic_write(self.path / "metrics.jsonl", text.encode())
+        for table in self._tables:
+            table.replace(rows)
+
+    @property
+    def _tables(self) -> tuple[JsonLines, Csv]:
+        return JsonLines(self.path / "metrics.jsonl"), Csv(self.path / "metrics.csv")
 
     def save_checkpoint(self, tree: Any, header: Mapping[str, Any]) -> None:
         """Replace the run's checkpoint; see `holdfast.runs.save_checkpoint`."""
@@ -181,7 +180,7 @@ class RunDirectory:
         Raises:
             RunError: if `name` is not a plain file name, or is one that another method writes.
         """
-        reserved = {"config.json", "metrics.jsonl", "certificate.json", "report.json", "checkpoint"}
+        reserved = {"config.json", "metrics.jsonl", "metrics.csv", "certificate.json", "report.json", "checkpoint"}
         if name != Path(name).name or name in ("", ".", "..") or name in reserved:
             raise RunError(f"name = {name!r} must be a plain file name, and none of {', '.join(sorted(reserved))}")
         atomic_write(self.path / name, data.encode() if isinstance(data, str) else data)
