@@ -44,6 +44,9 @@ LONGEST_FILE = 450
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "jax._src", "jaxlib"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "breakpoint"}
 
+#: Modules that need an extra: they import it at once, and whoever imports them has asked for it.
+EXTRAS = {"holdfast.interop.torch": "torch"}
+
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -196,6 +199,18 @@ def test_what_a_room_exports_is_documented(room):
     assert not missing, f"{name}: without a docstring: {', '.join(missing)}"
 
 
+def test_no_module_of_the_core_imports_an_extra():
+    """Not even through a module of ours that needs one."""
+    foreign = set(EXTRAS.values())
+    wrong = [
+        f"{_where(file, line)} imports {target}"
+        for module, file in MODULES.items()
+        for line, target in _imports_of(file)
+        if module not in EXTRAS and (target.split(".")[0] in foreign or target in EXTRAS)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 _IMPORT_ALL = """
 import os, sys, warnings
 import jax, jaxtyping, equinox, optax, numpy, scipy, safetensors  # whatever they do is theirs
@@ -223,7 +238,7 @@ def test_importing_has_no_side_effects(tmp_path):
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     work.mkdir()
-    modules = [module for module in MODULES if not module.endswith("__main__")]
+    modules = [module for module in MODULES if not module.endswith("__main__") and module not in EXTRAS]
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "HOLDFAST_"))} | {
         "JAX_PLATFORMS": "no_such_platform",
         "PYTHONDONTWRITEBYTECODE": "1",
