@@ -176,6 +176,8 @@ def _read_program(directory: Path, entry: dict[str, Any]) -> export.Exported:
         )
     try:
         return export.deserialize(bytearray(data))
+    except ImportError as error:
+        raise ImportError(f"{file} is read with FlatBuffers: pip install flatbuffers ({error})") from error
     except Exception as error:
         raise Refused(
             f"{file}: JAX {jax.__version__} cannot read it ({error}); export again with the JAX that is to run it"

@@ -47,6 +47,7 @@ class Agreement:
     equal: int
     both_pass: int
     differ: int
+    largest: float
     statuses: dict[str, int]
 
 
@@ -82,7 +83,7 @@ def export_controller(
     with jax.enable_x64(dtype == np.float64):
         functions, header = _functions(task, _in_precision(guard, dtype), _in_precision(policy, dtype), dtype)
         programs = {
-            name: export.export(jax.jit(function), platforms=platforms)(*arguments).serialize()
+            name: _serialised(export.export(jax.jit(function), platforms=platforms)(*arguments))
             for name, (function, arguments) in functions.items()
         }
     header |= {
@@ -122,6 +123,13 @@ def _require_promise(guard: Any, certificate: Certificate, physics: str | None) 
             f"the certificate is about the physics {certificate.physics[:12]}, but the task's are {physics[:12]} today; restore "
             "its equations and bounds, or verify and train again"
         )
+
+
+def _serialised(program: export.Exported) -> bytearray:
+    try:
+        return program.serialize()
+    except ImportError as error:
+        raise ImportError(f"a program is written with FlatBuffers: pip install holdfast[export] ({error})") from error
 
 
 def _in_precision(tree: Any, dtype: np.dtype) -> Any:
@@ -205,8 +213,8 @@ def agreement(
 ) -> Agreement:
     """Compares an exported controller with the original, each for one state at a time as in deployment.
 
-    States are drawn from `task.sample_state`. The policy sees them at a random time; for every other state it sees
-    something distorted, so that the safeguard has something to correct.
+    States are drawn from `task.sample_state`, more than needed, and certified ones are taken first. The policy sees them
+    at a random time; for every other state it sees something distorted, so that the safeguard has something to correct.
     """
     dtype = np.dtype(controller.header["state"]["dtype"])
     with jax.enable_x64(dtype == np.float64):
@@ -219,19 +227,18 @@ def agreement(
             answer = guard.guard(x, u)
             return answer.action, answer.status
 
-        # One answer at a time and both in turn: memory stays small, and a slow spell meets both.
         pairs = []
         for state, seen in zip(x, given):
+            action, status = original(state, seen)
             answer = controller.step(controller.init(state), state, seen)
-            pairs.append(
-                (np.asarray(original(state, seen)[0]), int(original(state, seen)[1]), answer.action, answer.status)
-            )
+            pairs.append((np.asarray(action), int(status), answer.action, answer.status))
     actions, statuses, exported, exported_statuses = (np.array(each) for each in zip(*pairs))
     equal = (statuses == exported_statuses) & np.all(actions == exported, axis=1)
     rows = np.flatnonzero(~equal)
+    apart = np.abs(actions - exported) / guard.source.input_box.half_widths
     passed = _pass_in_float64(guard, x[rows], actions[rows]) & _pass_in_float64(guard, x[rows], exported[rows])
     counts = {status.name: int(np.sum(statuses == status)) for status in Status}
-    return Agreement(states, int(equal.sum()), int(passed.sum()), int((~passed).sum()), counts)
+    return Agreement(len(x), int(equal.sum()), int(passed.sum()), int((~passed).sum()), float(apart.max()), counts)
 
 
 def _situations(task: Task, guard: Safeguard, policy: Any, states: int, seed: int, dtype: np.dtype):
@@ -251,8 +258,12 @@ def _situations(task: Task, guard: Safeguard, policy: Any, states: int, seed: in
         distorted = seen * (1 + 3 * jax.random.normal(noise_key, seen.shape, dtype))
         return x, jnp.where(index % 2 == 0, seen, distorted)
 
-    keys = jax.random.split(jax.random.key(seed), states)
-    return jax.jit(jax.vmap(one))(keys, jnp.arange(states, dtype=jnp.int32))
+    def certified_first(keys):
+        x, given = jax.vmap(one)(keys, jnp.arange(len(keys), dtype=jnp.int32))
+        chosen = jnp.argsort(~jax.vmap(guard.init)(x).certified, stable=True)[:states]
+        return x[chosen], given[chosen]
+
+    return jax.jit(certified_first)(jax.random.split(jax.random.key(seed), 4 * states))
 
 
 def _pass_in_float64(guard: Safeguard, x: np.ndarray, actions: np.ndarray) -> np.ndarray:
