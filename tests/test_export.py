@@ -131,10 +131,10 @@ for t in range(60):
     action, status, margin, commitment = controller.step(commitment, x, observation)
     states.append(x.tolist()), statuses.append(status)
     v = x[1] + np.float32(0.1) * action[0]
-    x = np.array([x[0] + np.float32(0.1) * x[1] + np.float32(0.5 * 0.1**2) * action[0], v], np.float32)
+    x = np.array([x[0] + np.float32(0.1) * x[1], v], np.float32)
 import json
 modules = sorted(m for m in sys.modules if m.startswith("holdfast"))
-print(json.dumps([states, statuses, modules, [m for m in ("equinox", "scipy", "optax", "gymnasium") if m in sys.modules]]))
+print(json.dumps([states, statuses, modules, [m for m in ("equinox", "optax", "gymnasium", "torch") if m in sys.modules]]))
 """
 
 
@@ -147,7 +147,7 @@ def test_it_runs_in_a_process_that_imports_nothing_of_ours_but_the_loader(direct
     assert done.returncode == 0, done.stderr[-2000:]
     found, found_statuses, ours, others = json.loads(done.stdout)
     assert ours == ["holdfast", "holdfast.interop", "holdfast.interop.controller"]
-    assert "scipy" not in others and "equinox" not in others and "optax" not in others
+    assert not others
     assert found_statuses == statuses.tolist()
     assert {Status.accepted, Status.corrected, Status.bad_action} <= set(found_statuses)
     np.testing.assert_allclose(found, states, atol=1e-4)
@@ -181,13 +181,10 @@ def test_the_header_says_what_a_stranger_needs(controller):
 def test_the_safeguard_alone_is_exported_in_float64(tmp_path):
     controller = load_controller(exported(tmp_path / "guard", policy=None, dtype=np.float64))
     assert controller.header["input"]["kind"] == "action"
-    x = np.array([0.9, 0.1])
-    answer = controller.step(controller.init(x), x, np.array([1.0]))
-    wanted = jax.jit(lambda x, u: cart_guard().guard(x, u))(x, np.array([1.0]))
-    assert answer.status == wanted.status == Status.corrected
-    np.testing.assert_array_equal(answer.action, wanted.action)
+    found = compared(controller, 300, policy=None)
+    assert found.equal == 300 and found.statuses["corrected"] > 20
     with pytest.raises(Refused, match="observations of walls need more than state and time"):
-        controller.observe(x, 0)
+        controller.observe(np.zeros(2), 0)
     with jax.enable_x64(False), pytest.raises(Refused, match=r"computes in float64; .*jax_enable_x64"):
         load_controller(tmp_path / "guard")
 
