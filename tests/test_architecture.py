@@ -45,7 +45,7 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "she
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "breakpoint"}
 
 #: Modules that need an extra: they import it at once, and whoever imports them has asked for it.
-EXTRAS = {"holdfast.interop.stable_baselines3": "stable_baselines3"}
+EXTRAS = {"holdfast.interop.stable_baselines3": "stable_baselines3", "holdfast.interop.torch": "torch"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -197,6 +197,18 @@ def test_what_a_room_exports_is_documented(room):
         if not text.strip() or text.startswith(f"{value.__name__}("):
             missing.append(attribute)
     assert not missing, f"{name}: without a docstring: {', '.join(missing)}"
+
+
+def test_no_module_of_the_core_imports_an_extra():
+    """Not even through a module of ours that needs one."""
+    foreign = set(EXTRAS.values())
+    wrong = [
+        f"{_where(file, line)} imports {target}"
+        for module, file in MODULES.items()
+        for line, target in _imports_of(file)
+        if module not in EXTRAS and (target.split(".")[0] in foreign or target in EXTRAS)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 _IMPORT_ALL = """

@@ -1,20 +1,34 @@
-"""Plugging in elsewhere: Gymnasium and Stable-Baselines3.
+"""Plugging in elsewhere: Gymnasium, Stable-Baselines3, PyTorch, and controllers that run without holdfast.
 
-`holdfast.interop.stable_baselines3` needs an extra and is imported by its own name, as is `holdfast.interop.gymnasium`.
-The rest is imported when it is asked for.
+`holdfast.interop.stable_baselines3` and `holdfast.interop.torch` need extras and are imported by their own names, as is
+`holdfast.interop.gymnasium`. The rest is imported when it is asked for: a robot that loads a controller must not load what
+trained it.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.interop.analytic import analytic_safeguard
+    from holdfast.interop.controller import Controller, Refused, load_controller
+    from holdfast.interop.export import Agreement, NotExportable, agreement, export_controller
 
-__all__ = ["analytic_safeguard"]
+__all__ = [
+    "Agreement",
+    "Controller",
+    "NotExportable",
+    "Refused",
+    "agreement",
+    "analytic_safeguard",
+    "export_controller",
+    "load_controller",
+]
+
+_ELSEWHERE = {"Controller": "controller", "Refused": "controller", "load_controller": "controller"}
+_ELSEWHERE["analytic_safeguard"] = "analytic"
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from holdfast.interop import analytic
-
-    return getattr(analytic, name)
+    return getattr(importlib.import_module(f"holdfast.interop.{_ELSEWHERE.get(name, 'export')}"), name)

@@ -60,7 +60,8 @@ class Safeguard(eqx.Module):
 
     def init(self, x: Float[Array, " n"]) -> Any:
         """The commitment at the start of an episode at x [n]; its `certified` tells whether x is certified."""
-        return _frozen(self.source.init(x))
+        # Frozen before, too: looking for a plan is a loop that knows no reverse mode.
+        return _frozen(self.source.init(_frozen(x)))
 
     def step(self, state: Any, x: Float[Array, " n"], u: Float[Array, " m"]) -> tuple[Safeguarded, Any]:
         """The admissible action for a proposal u [m] at x [n], and the next commitment. Total: never raises on numbers.
