@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -399,6 +400,7 @@ def press(patch, phase, times=1):
 KILLED = """
 import sys, time
 import holdfast.cli.training as training
+from holdfast.cli import main
 from holdfast.runs import RunDirectory
 
 training._CHUNK, training._KEEP_EVERY = {chunk}, -1.0
@@ -416,11 +418,11 @@ main(sys.argv[1:])
 
 def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_path):
     out = tmp_path / "run"
-    command = ["train", *TOY, "--out", str(out)]
+    words = ["train", *TOY, "--out", str(out)]
 
     # Killed in phase 1, right after its first checkpoint.
     environment = os.environ | {"HOLDFAST_CACHE": str(jax.config.jax_compilation_cache_dir)}
-    script = [sys.executable, "-c", KILLED.format(chunk=CHUNK), *command]
+    script = [sys.executable, "-c", KILLED.format(chunk=CHUNK), *words]
     with subprocess.Popen(
         script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
     ) as process:
@@ -433,7 +435,7 @@ def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_pat
     # Resumed, and stopped by Ctrl-C in phase 2.
     with pytest.MonkeyPatch.context() as patch:
         press(patch, "policy")
-        answer = command(*command, "--resume", "--json")
+        answer = command(*words, "--resume", "--json")
     assert answer.code == 130
     assert answer.json["error"].startswith("stopped; nothing is lost. Go on with `holdfast train lane-keeping --out")
 
@@ -444,7 +446,7 @@ def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "evaluate_run", evaluate)
-        answer = command(*command, "--resume")
+        answer = command(*words, "--resume")
     assert answer.code == 130 and "nothing is lost" in answer.err and "--resume" in answer.err
 
     # All that was learned is what the uninterrupted run learned, bit for bit.
@@ -458,7 +460,7 @@ def test_kill_ctrl_c_and_resume_end_where_an_uninterrupted_run_ends(toy, tmp_pat
 
     # Resuming once more evaluates without training again.
     before = (out / "checkpoint" / "state.safetensors").stat().st_mtime_ns
-    answer = command(*command, "--resume", "--json")
+    answer = command(*words, "--resume", "--json")
     assert answer.code == 0 and answer.json["safety"]["violations"] == 0
     assert (out / "checkpoint" / "state.safetensors").stat().st_mtime_ns == before
     uninterrupted = json.loads((toy[0] / "report.json").read_text())["metrics"]

@@ -12,7 +12,7 @@ import pytest
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import certify_base_set
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.training import _blank, _keys
+from holdfast.cli.training import _blank
 from holdfast.learn import (
     RunningNormaliser,
     SafeArrivalSettings,
@@ -247,9 +247,9 @@ def test_without_a_safeguard_violations_are_counted_as_they_are(unguarded):
 
 
 def test_a_seed_has_the_same_key_alone_and_among_others():
-    among = _keys(TrainConfig("reach", seed=3, seeds=3))
+    among = run_keys(TrainConfig("reach", seed=3, seeds=3))
     for i in range(3):
-        alone = _keys(TrainConfig("reach", seed=3 + i))
+        alone = run_keys(TrainConfig("reach", seed=3 + i))
         np.testing.assert_array_equal(jax.random.key_data(among[i]), jax.random.key_data(alone[0]))
 
 
