@@ -12,7 +12,7 @@ import pytest
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import certify_base_set
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.training import _blank
+from holdfast.cli.training import _blank, run_keys
 from holdfast.learn import (
     RunningNormaliser,
     SafeArrivalSettings,
