@@ -118,7 +118,7 @@ def label(case: dict[str, Any]) -> str:
 
 
 def picture(task: str, cases: list[dict[str, Any]]) -> Figure:
-    """Task return and share of interventions over training steps."""
+    """Cost (minus the task return, on a log scale) and share of interventions over training steps."""
     figure, axes = new_figure(LIGHT, "wide", 2, row_height=2.2)
     colours = {"PPO": LIGHT.actual, "SAC": LIGHT.backup, "TD3": LIGHT.proposed}
     for case in cases:
@@ -127,10 +127,10 @@ def picture(task: str, cases: list[dict[str, Any]]) -> Figure:
         look = {"color": colours[case["algorithm"]], "linestyle": dash, "linewidth": 1.6}
         returns = [np.nan if row["return_mean"] in (None, "NaN") else row["return_mean"] for row in case["curve"]]
         shown = np.isfinite(np.array(returns, float))
-        axes[0, 0].plot(np.array(steps)[shown], np.array(returns, float)[shown], label=label(case), **look)
+        axes[0, 0].plot(np.array(steps)[shown], -np.array(returns, float)[shown], label=label(case), **look)
         if case["safeguard"]:
             axes[1, 0].plot(steps, [100 * row["interventions"] for row in case["curve"]], **look)
-    axes[0, 0].set_ylabel("task return")
+    axes[0, 0].set(yscale="log", ylabel="cost (minus return)")
     axes[1, 0].set(ylabel="interventions (% of steps)", xlabel=f"environment steps of {task}")
     figure_legend(figure, LIGHT, "wide")
     return figure

@@ -213,7 +213,7 @@ def test_no_module_of_the_core_imports_an_extra():
 
 _IMPORT_ALL = """
 import os, sys, warnings
-import jax, jaxtyping, equinox, optax, numpy, scipy, safetensors  # whatever they do is theirs
+import gymnasium, jax, jaxtyping, equinox, optax, numpy, scipy, safetensors  # whatever they do is theirs
 environment, config, state = dict(os.environ), dict(jax.config.values), numpy.random.get_state()[1].tobytes()
 filters = list(warnings.filters)
 import importlib
