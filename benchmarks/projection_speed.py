@@ -2,7 +2,7 @@
 
 Time for each element of a batch, forward alone and forward with the gradient by the proposal, the normals and the
 offsets, of the same projections by this library and by cvxpylayers (the extra `conic`: cvxpylayers and torch), the same
-instances, the same run, one after the other. cvxpylayers canonicalises the problem once, outside the clock, and is given what it
+instances, the same run, in turns. cvxpylayers canonicalises the problem once, outside the clock, and is given what it
 is at home with: float64, torch, all cores it wants; its default solver. Ours is float32, as in training.
 
 Also: agreement with Clarabel on ten thousand random instances in float64.
@@ -144,7 +144,13 @@ def compare(batch, repetitions: int) -> dict:
     single = tuple(jnp.asarray(each, jnp.float32) for each in batch)
     project = project_batch(m)
     forward = jax.jit(project)
-    both = jax.jit(lambda *each: jax.vjp(project, *each)[1](jnp.ones((size, m), jnp.float32)))
+
+    @jax.jit
+    def both(*each):
+        # The value too, or XLA would leave out what the gradient does not need.
+        value, pull_back = jax.vjp(project, *each)
+        return value, pull_back(jnp.ones((size, m), jnp.float32))
+
     layer, tensors = conic_layer(u, A, b)
 
     def theirs():
@@ -162,11 +168,7 @@ def compare(batch, repetitions: int) -> dict:
         "forward_and_gradient": {"ours": lambda: both(*single), "cvxpylayers": theirs_with_gradient},
     }
     for kind, each in programs.items():
-        # Not in turns: the layer's threads spin on for a while after a call, and would slow down whoever comes next.
-        times = {}
-        for name, program in each.items():
-            time.sleep(0.5)
-            times |= interleaved({name: program}, repetitions=repetitions * (10 if name == "ours" else 1))
+        times = interleaved(each, repetitions=repetitions)
         found[kind] = {name: quantiles(seconds, per=size) for name, seconds in times.items()}
         found[kind]["ratio"] = float(np.median(times["cvxpylayers"]) / np.median(times["ours"]))
     return found

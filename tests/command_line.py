@@ -11,6 +11,15 @@ import pytest
 from holdfast.cli import main
 
 
+@contextlib.contextmanager
+def terminal():
+    """A wide terminal, and no cache but the suite's own; gives the patch for more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOLDFAST_CACHE", "")
+        patch.setenv("COLUMNS", "200")
+        yield patch
+
+
 class Answer(NamedTuple):
     """Exit code and what was printed; the errors without line breaks."""
 

@@ -135,6 +135,20 @@ def test_a_spent_budget_is_not_a_proof():
         certify(max_seconds=1e-6)
 
 
+def test_where_every_search_for_an_invariant_level_fails_it_says_so():
+    task = make_task("pendulum")
+    with pytest.raises(NotProvable, match="that it is invariant is not proved for any level"):
+        certify_base_set(
+            task.system,
+            task.safe_set,
+            task.state_box,
+            state_cost=task.safety.state_cost,
+            input_cost=task.safety.input_cost,
+            horizon=20,
+            max_boxes=0,
+        )
+
+
 def test_a_safe_set_without_the_equilibrium_is_named():
     away = SuperlevelSet(lambda x: jnp.stack([x[0] - 0.5]), ("far from the centre line",), ("m",))
     with pytest.raises(NotProvable, match=r"margin -0.5 on 'far from the centre line'.*[Mm]ove the equilibrium"):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from benchmarks import _readme
 
+from holdfast.tasks import make_task
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -44,5 +46,24 @@ def test_every_command_of_the_readme_is_one_of_the_command_line():
     from holdfast.cli import main as cli
 
     for command in re.findall(r"^holdfast (\w+)", README, flags=re.MULTILINE):
-        assert command in {"list", "train", "verify", "evaluate", "attack", "render", "reproduce", "synthesise"}
+        assert command in {
+            "list",
+            "train",
+            "verify",
+            "evaluate",
+            "attack",
+            "render",
+            "reproduce",
+            "synthesise",
+            "export",
+        }
     assert callable(cli)
+
+
+def test_the_faces_of_shipped_sets_are_what_the_docs_say():
+    words = (ROOT / "docs" / "invariant_sets.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (\d) \| (?:zonotope|polytope), (\d+) faces", words, flags=re.MULTILINE)
+    assert len(rows) == 4
+    for name, states, faces in rows:
+        region = make_task(name).safety.region
+        assert region.normals.shape == (int(faces), int(states)), name

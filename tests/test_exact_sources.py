@@ -242,12 +242,16 @@ def violations(source, axes, steps=250, plants=96, mask=None):
     return count
 
 
-class ForgetsTheNoise(InvariantSource):
+class ForgetsTheNoise(InvariantSet):
     """The disturbance term is dropped."""
 
-    def _disturbances(self, dtype):
-        w, half = super()._disturbances(dtype)
-        return w, 0 * half
+    def margins_of(self, x, u, successor):
+        return self.margins(successor)
+
+
+def _forgetful():
+    real = invariant_set(2)
+    return InvariantSource(ForgetsTheNoise(real.system, real.region, real.controller), invariant_source(2).acceptance)
 
 
 def _with_region(normals, offsets, axes=2):
@@ -278,7 +282,7 @@ def _larger():
 
 
 SABOTAGED = {
-    "noise term dropped": lambda: ForgetsTheNoise(invariant_set(2), invariant_source(2).acceptance),
+    "noise term dropped": _forgetful,
     "row dropped": _dropped,
     "sign flipped": _flipped,
     "set a tenth too large": _larger,

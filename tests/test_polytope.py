@@ -9,7 +9,6 @@ from scipy.optimize import linprog
 from holdfast.sets import Ball, Box, Capsule, Polytope, Zonotope
 from holdfast.sets.geometry import (
     box_polytope,
-    chebyshev_ball,
     contains_set,
     furthest,
     intersection,
@@ -94,15 +93,14 @@ def test_redundant_rows_go_and_the_set_stays(n, p):
 
 
 def test_chebyshev_ball_is_the_closed_form_and_the_largest():
-    centre, radius = chebyshev_ball(
-        Polytope(np.array([[-1.0, 0.0], [0.0, -1.0], [3.0, 4.0]]), np.array([0.0, 0.0, 12.0]))
-    )
+    triangle = Polytope(np.array([[-1.0, 0.0], [0.0, -1.0], [3.0, 4.0]]), np.array([0.0, 0.0, 12.0]))
+    centre, radius = triangle.chebyshev_ball()
     np.testing.assert_allclose([*centre, radius], [1, 1, 1])  # the triangle of sides 3, 4, 5
     polytope = random_polytope(3, 8)
-    centre, radius = chebyshev_ball(polytope)
+    centre, radius = polytope.chebyshev_ball()
     assert contains_set(polytope, Ball(centre, radius)) and not contains_set(polytope, Ball(centre, 1.001 * radius))
-    assert np.isinf(chebyshev_ball(Polytope(np.array([[1.0, 0.0]]), np.zeros(1)))[1])
-    assert np.isclose(chebyshev_ball(STRIP)[1], 1)
+    assert np.isinf(Polytope(np.array([[1.0, 0.0]]), np.zeros(1)).chebyshev_ball()[1])
+    assert np.isclose(STRIP.chebyshev_ball()[1], 1)
 
 
 @pytest.mark.parametrize(

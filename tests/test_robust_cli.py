@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from command_line import command
+from command_line import command, terminal
 from holdfast.cli import safeguards_table
 from holdfast.runs import RunDirectory
 
@@ -15,9 +15,7 @@ TOY = ("--updates", "3", "--environments", "4", "--window", "4", "--episodes", "
 
 @pytest.fixture(autouse=True, scope="module")
 def settings():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOLDFAST_CACHE", "")  # the suite's own cache stays
-        patch.setenv("COLUMNS", "200")
+    with terminal():
         yield
 
 
@@ -108,6 +106,15 @@ def test_a_finished_run_is_resumed_to_the_same_policy(trained):
     answer = command("train", "balance-pendulum", "--algorithm", "ppo", "--resume", "--out", str(out), "--json")
     assert answer.code == 0
     assert not before or before == (out / "checkpoint" / "header.json").read_text()
+
+
+def test_it_is_exported_and_equals_the_original(trained):
+    pytest.importorskip("flatbuffers", reason="install the extra 'export'")
+    out, _ = trained
+    answer = command("export", str(out), "--states", "64", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["agreement"]["equal"] + answer.json["agreement"]["both_pass"] == 64
+    assert command("export", str(out), "--index", "3").code == 2
 
 
 def test_the_table_is_filled_written_and_kept(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from holdfast.certify import certify_invariant_set
 from holdfast.safeguards import InvariantSource
 from holdfast.sets import Box, FreeSpace, Polytope
 from holdfast.systems import Retreat, Seeker
-from holdfast.tasks import make_task
+from holdfast.tasks import episode_context, make_task, reset
+from holdfast.types import Unguarded
 
 TASK = make_task("seeker")
 REGION, RETREAT = TASK.safety.region, TASK.safety.controller
@@ -76,6 +77,13 @@ def test_rewards_and_starts_are_what_they_should_be(certified):
     assert TASK.observe(starts[0], 0, goal).shape == (TASK.observation_size,)
 
 
+def test_the_goal_of_an_episode_is_found_again_from_its_key():
+    key = jax.random.fold_in(jax.random.key(5), 3)
+    box = TASK.system.input_box
+    episode = reset(TASK, Unguarded(box.lower, box.upper), key)
+    np.testing.assert_array_equal(episode_context(TASK, key, episode.x), episode.context)
+
+
 def test_points_of_a_polytope_are_nearly_uniform():
     """Against rejection: the shares of the four quarters of a slanted quadrilateral."""
     polytope = Polytope([[1.0, 0.0], [-1.0, 0.0], [0.2, 1.0], [-0.4, -1.0]], [3.0, 1.0, 1.0, 0.8])
@@ -91,7 +99,8 @@ def test_points_of_a_polytope_are_nearly_uniform():
 
 
 @pytest.mark.parametrize(
-    ("offsets", "message"), [([1.0, -2.0, 1.0, 1.0], "empty"), ([1.0, np.inf, 1.0, 1.0], r"unbounded towards -x\[0\]")]
+    ("offsets", "message"),
+    [([1.0, -2.0, 1.0, 1.0], "empty"), ([1.0, np.inf, 1.0, 1.0], r"unbounded in the direction -x\[0\]")],
 )
 def test_empty_and_unbounded_polytopes_have_no_box(offsets, message):
     normals = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from holdfast.sets import Box, Ellipsoid, Polytope, SuperlevelSet
+from holdfast.sets import Box, Ellipsoid, Polytope, SuperlevelSet, length
 
 BOX = Box([-1.0, 0.0], [2.0, 0.3])
 P = np.array([[2.0, 0.5], [0.5, 1.0]])
@@ -82,3 +82,9 @@ def test_wrong_sets_are_refused(make, words):
         make()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_length_keeps_what_is_not_a_number_and_has_a_derivative_at_zero():
+    assert jnp.isnan(length(jnp.array([jnp.nan, 1.0])))
+    np.testing.assert_array_equal(jax.grad(length)(jnp.zeros(2)), [0, 0])
+    np.testing.assert_allclose(jax.grad(length)(jnp.array([3.0, 4.0])), [0.6, 0.8])

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from holdfast.certify import NotSynthesised, certify_invariant_set, synthesise_invariant_set, write_invariant_set
+from holdfast.certify import NotSynthesised, certify_invariant_set, synthesise_invariant_set
+from holdfast.cli.synthesis import write_invariant_set
 from holdfast.sets import Box
 from holdfast.systems import Pendulum
 from systems_for_tests import NoisyCart

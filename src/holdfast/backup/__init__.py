@@ -5,7 +5,7 @@ from holdfast.backup.flow import Flow, backup_flow
 from holdfast.backup.implicit import ImplicitInvariantSet
 from holdfast.backup.plan import AcceptanceMargins, Plan
 from holdfast.backup.policy import BackupNetwork, BackupPolicy
-from holdfast.backup.robust import InvariantSet, RobustMargins
+from holdfast.backup.robust import InvariantSet, RobustMargins, noise_reach, product
 
 __all__ = [
     "AcceptanceMargins",
@@ -20,4 +20,6 @@ __all__ = [
     "RobustMargins",
     "backup_flow",
     "design_base_controller",
+    "noise_reach",
+    "product",
 ]

@@ -14,7 +14,6 @@ from holdfast.certify.proof import InvarianceProof, invariance_robustness
 from holdfast.certify.refutation import Refutation, no_action_keeps
 from holdfast.certify.robust_invariance import RobustProof, prove_robust_invariance
 from holdfast.certify.rounding import flow_deviation, rounding_error
-from holdfast.certify.shipped import synthesise_for, write_invariant_set
 from holdfast.certify.slope import interval_jacobian
 from holdfast.certify.synthesis import NotSynthesised, synthesise_invariant_set
 from holdfast.certify.vertex_test import largest_contractive_level, prove_contraction
@@ -52,9 +51,7 @@ __all__ = [
     "prove_robust_invariance",
     "rounding_error",
     "safe_bounds",
-    "synthesise_for",
     "synthesise_invariant_set",
     "verify_zonotope",
-    "write_invariant_set",
     "zonotope_polytope",
 ]

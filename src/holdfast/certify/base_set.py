@@ -166,9 +166,8 @@ def _largest(base: BaseSet, safe_set: SuperlevelSet, region: Box, max_boxes: int
         invariance = _search(largest_invariant_level, base.closed_loop, base, upper, region, *budget, rtol=0.01)
     if invariance.result != "proved":
         unclipped = min(upper, _below(unsaturated))
-        invariance = (
-            _vertex_test(largest_contractive_level, base, unclipped, region, max_boxes, max_seconds) or invariance
-        )
+        contracted = _vertex_test(largest_contractive_level, base, unclipped, region, max_boxes, max_seconds)
+        invariance = invariance if contracted is None else contracted
     if invariance.result != "proved":
         raise NotProvable(
             f"base set: that it is invariant is not proved for any level (last try c = {invariance.level:.4g}: "

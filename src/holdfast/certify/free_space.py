@@ -24,9 +24,10 @@ from holdfast.certify.certificate import Obligation
 from holdfast.certify.cover import grid
 from holdfast.certify.interpreter import interval_eval
 from holdfast.certify.interval import Interval
+from holdfast.certify.linear import total
 from holdfast.certify.slope import interval_jacobian
-from holdfast.sets import FreeSpace
-from holdfast.systems import Retreat
+from holdfast.sets import Box, FreeSpace
+from holdfast.systems import Retreat, System
 
 #: Cells along each coordinate over which rounding is bounded.
 _CELLS = 40
@@ -47,8 +48,8 @@ def free_space_obligation(invariant: InvariantSet, needed: float) -> Obligation:
     region, retreat, system = invariant.region, invariant.controller, invariant.system
     if not isinstance(region, FreeSpace) or not isinstance(retreat, Retreat):
         raise TypeError("free_space_obligation: give a FreeSpace with a Retreat as its controller")
-    noise, n = system.disturbance_box, region.walls.dimension
-    if noise is None or not _is_integrator(invariant):
+    noise, n = system.noise_box, region.walls.dimension
+    if not noise.dimension or not _is_integrator(system, region.walls):
         words = "the step is not shown to be p + dt u + w with an input and a disturbance for each coordinate"
         return Obligation(_NAME, _CLAIM, "not proved", words)
     bound = float(np.max(np.abs([noise.lower, noise.upper])))
@@ -112,13 +113,12 @@ def free_cells(region: FreeSpace) -> Interval:
     return Interval(cells.lo[:, free], cells.hi[:, free])
 
 
-def _is_integrator(invariant: InvariantSet) -> bool:
-    """Whether the step is p + dt u + w: its interval Jacobian over the boxes is (1, dt, 1), and it is zero at zero."""
-    system, walls = invariant.system, invariant.region.walls
+def _is_integrator(system: System, walls: Box) -> bool:
+    """Whether the step is p + dt u + w: its interval Jacobian over the boxes is (1, dt, 1), and so it is at their centre."""
     n = walls.dimension
-    if (system.state_size, system.input_size, system.disturbance_box.dimension) != (n, n, n):
+    if (system.state_size, system.input_size, system.noise_box.dimension) != (n, n, n):
         return False
-    boxes = (walls, system.input_box, system.disturbance_box)
+    boxes = (walls, system.input_box, system.noise_box)
     z = Interval.box(*(np.concatenate([getattr(box, side) for box in boxes]) for side in ("lower", "upper")))
     slopes, jumps = interval_jacobian(lambda z: system.step(z[:n], z[n : 2 * n], z[2 * n :]), z)
     eye = np.eye(n)
@@ -134,24 +134,20 @@ def _is_integrator(invariant: InvariantSet) -> bool:
 def _gaps(region: FreeSpace) -> list[tuple[float, tuple[str, str], bool, list[float]]]:
     """(lower bound of a gap in m, names, whether between obstacles, the point in its middle), narrowest first."""
     centres, radii, found = region.centres, region.radii, []
-
-    def below(value: float) -> float:
-        return value - 1e-12 * (1 + abs(value) + float(np.abs(region.walls.upper).max()))
-
     for i, (o, r) in enumerate(zip(centres, radii)):
         name = f"obstacle {i} at {np.round(o, 3).tolist()}"
         for j in range(i):
-            apart = centres[j] - o
-            distance = float(np.linalg.norm(apart))
-            gap = distance - r - radii[j]
-            middle = o + apart / max(distance, 1e-12) * (r + gap / 2)
-            found.append(
-                (below(gap), (f"obstacle {j} at {np.round(centres[j], 3).tolist()}", name), True, middle.tolist())
-            )
+            apart = Interval.constant(centres[j]) - Interval.constant(o)
+            distance = iv.sqrt(total(iv.square(apart)))
+            gap = float((distance - Interval.constant(r) - Interval.constant(radii[j])).lo.item())
+            towards = centres[j] - o
+            middle = o + towards / max(float(np.linalg.norm(towards)), 1e-12) * (r + gap / 2)
+            found.append((gap, (f"obstacle {j} at {np.round(centres[j], 3).tolist()}", name), True, middle.tolist()))
         for axis in range(len(o)):
             for side, wall in ((-1.0, region.walls.lower[axis]), (1.0, region.walls.upper[axis])):
-                gap = side * (wall - o[axis]) - r
+                from_wall = Interval.constant(np.array([side * wall])) - Interval.constant(np.array([side * o[axis]]))
+                gap = float((from_wall - Interval.constant(np.array([r]))).lo.item())
                 middle = o + side * np.eye(len(o))[axis] * (r + gap / 2)
                 words = f"the {'upper' if side > 0 else 'lower'} wall of coordinate {axis}"
-                found.append((below(gap), (words, name), False, middle.tolist()))
+                found.append((gap, (words, name), False, middle.tolist()))
     return sorted(found, key=lambda each: each[0])

@@ -154,7 +154,7 @@ def _containment(region: Polytope, feasible: Box | Polytope, system: System) -> 
 
 
 def _invariance(invariant: InvariantSet, found: RobustProof, slack: np.ndarray) -> list[Obligation]:
-    region = invariant.region
+    region = invariant.polytope
     claim = (
         "From every state of the set, and for every disturbance of the box, one step of the true nonlinear system under the "
         "controller leads back into the set, further inside than rounding can undo."
@@ -182,7 +182,7 @@ def _invariance(invariant: InvariantSet, found: RobustProof, slack: np.ndarray) 
 
 
 def _admissible(invariant: InvariantSet) -> Obligation:
-    box, own = invariant.system.input_box, invariant.controller.input_box
+    box, own = invariant.system.input_box, invariant.feedback.input_box
     within = bool(np.all(own.lower >= box.lower) and np.all(own.upper <= box.upper))
     return Obligation(
         "admissible controller",
@@ -198,7 +198,7 @@ def _admissible(invariant: InvariantSet) -> Obligation:
 
 def _opaque(system: System) -> list[str]:
     """Primitives in the step whose derivative is declared, not derived, by name."""
-    floats = [jnp.zeros(k) for k in (system.state_size, system.input_size, system.disturbance_box.dimension)]
+    floats = [jnp.zeros(k) for k in (system.state_size, system.input_size, system.noise_box.dimension)]
     found: set[str] = set()
 
     def look(jaxpr) -> None:
@@ -261,58 +261,36 @@ class _Rounding:
     """
 
     def __init__(self, invariant: InvariantSet, dtype):
-        system, region, control = invariant.system, invariant.region, invariant.controller
+        system, region, control = invariant.system, invariant.polytope, invariant.feedback
         N, p = region.normals, len(region.offsets)
         lower, upper = bounding_box(N, region.offsets)
         box, actions = (lower, upper), (system.input_box.lower, system.input_box.upper)
-        noise = system.disturbance_box
-        d = 0 if noise is None else noise.dimension
-        moved = interval_eval(
-            lambda x, u, w: system.step(x, u, w if d else None),
-            *(Interval.box(*b) for b in (box, actions, (noise.lower, noise.upper) if d else (np.zeros(0),) * 2)),
-        )
+        noise = (system.noise_box.lower, system.noise_box.upper)
+        moved = interval_eval(system.disturbed_step, *(Interval.box(*b) for b in (box, actions, noise)))
         wide = Interval.box(np.minimum(moved.lo[:, 0], lower), np.maximum(moved.hi[:, 0], upper))
 
         def bound(function, *boxes):
             return np.asarray(rounding_error(function, *boxes, dtype=dtype), np.float64)
 
-        def rows(x, u):
-            value = region.margin(system.step(x, u, jnp.asarray(noise.centre, x.dtype) if d else None))
-            if not d:
-                return value
-            at = jnp.asarray(noise.centre, x.dtype)
-            spread = jnp.asarray(N, x.dtype) @ jax.jacfwd(lambda w: system.step(x, u, w))(at)
-            return value - jnp.abs(spread) @ jnp.asarray(noise.half_widths, x.dtype)
-
         margin = np.maximum(bound(region.margin, wide)[:, 0], bound(region.margin, box))
         # Remainder and margins are subtracted from the rows as well: two roundings of their size, and of the half-widths.
         unit = np.finfo(dtype).eps
-        check = bound(rows, box, actions) + 4 * unit * np.abs(region.offsets)
-        plant = bound(lambda x, u, w: system.step(x, u, w if d else None), box, actions, _disturbances(noise, d))
+        check = bound(invariant.robust_margins, box, actions) + 4 * unit * np.abs(region.offsets)
+        plant = bound(system.disturbed_step, box, actions, noise)
         ulp = np.spacing(wide.magnitude[:, 0].astype(dtype)).astype(np.float64)
         moved_by = np.abs(N) @ (plant + ulp)
         # What the controller does to finite states.
-        action = bound(
-            lambda x: control.input_box.clip(
-                jnp.asarray(control.centre_input, x.dtype)
-                + jnp.asarray(control.gain, x.dtype) @ (x - jnp.asarray(control.centre, x.dtype))
-            ),
-            box,
-        )
+        action = bound(lambda x: control.input_box.clip(control.unclipped(x)), box)
         action = action + np.spacing(np.abs(np.stack(actions)).max(0).astype(dtype))
         n, m = system.state_size, system.input_size
         z = Interval.box(*(np.concatenate([b, a]) for b, a in zip(box, actions)))
-        centre = noise.centre if d else None
-        slopes, jumps = interval_jacobian(lambda z: system.step(z[:n], z[n : n + m], centre), z)
+        at = system.noise_box.centre
+        slopes, jumps = interval_jacobian(lambda z: system.disturbed_step(z[:n], z[n : n + m], jnp.asarray(at)), z)
         pushed = np.abs(N) @ (slopes.magnitude[:, n : n + m, 0] @ action + jumps[:, 0])
         self.inside = _single(_SURPLUS * margin, dtype)
         self.successor = _single(_SURPLUS * (check + moved_by + 2 * margin) + self.inside, dtype)
         self.needed = _SURPLUS * (self.successor + check + pushed)
         assert self.inside.shape == self.needed.shape == (p,)
-
-
-def _disturbances(noise: Box | None, d: int):
-    return (noise.lower, noise.upper) if d else (np.zeros(0), np.zeros(0))
 
 
 def _single(value: np.ndarray, dtype) -> np.ndarray:
@@ -345,7 +323,7 @@ def _standing(system: System) -> list[Obligation]:
         ),
         Obligation(
             "model",
-            f"The plant is the model, disturbed by {bound}, and its state is measured to one ulp.",
+            f"The plant is the model, disturbed by {bound}, and its state is computed to one unit in the last place.",
             "assumed",
             "",
         ),
@@ -364,10 +342,6 @@ def _walls_inside(region: FreeSpace, feasible: Box) -> tuple[Obligation]:
     return (Obligation("inside the feasible set", claim, discharge, "the walls are compared with its bounds", walls),)
 
 
-def _repeated(box, count: int) -> list[np.ndarray]:
-    return [np.repeat(np.asarray(side)[:, None], count, axis=1) for side in box]
-
-
 def _free_space(invariant: InvariantSet, feasible, subject: str, physics: str, dtype):
     """Free space among obstacles: invariance by its gaps, rounding over cells that cover it."""
     if not isinstance(invariant.region, FreeSpace) or not isinstance(invariant.controller, Retreat):
@@ -378,34 +352,17 @@ def _free_space(invariant: InvariantSet, feasible, subject: str, physics: str, d
     if not isinstance(feasible, Box):
         raise TypeError(f"certify_invariant_set: feasible = {feasible!r}; give a Box around free space")
     system, region = invariant.system, invariant.region
-    noise = system.disturbance_box
-    d = 0 if noise is None else noise.dimension
     actions = (system.input_box.lower, system.input_box.upper)
-
-    def margin(x):
-        normals, offsets = region.piece(x)
-        return offsets - normals @ x
-
-    def rows(x, u):
-        normals, offsets = region.piece(x)
-        at = jnp.asarray(noise.centre, x.dtype) if d else None
-        value = offsets - normals @ system.step(x, u, at)
-        if not d:
-            return value
-        spread = normals @ jax.jacfwd(lambda w: system.step(x, u, w))(at)
-        return value - jnp.abs(spread) @ jnp.asarray(noise.half_widths, x.dtype)
-
+    noise = (system.noise_box.lower, system.noise_box.upper)
     cells = free_cells(region)
-    count = cells.lo.shape[1]
-    inside = rounding_error(margin, cells, dtype=dtype).max(axis=1)
-    check = rounding_error(rows, cells, Interval.boxes(*_repeated(actions, count)), dtype=dtype).max(axis=1)
+    inputs = Interval.boxes(*(np.repeat(side[:, None], cells.lo.shape[1], axis=1) for side in actions))
+    inside = np.asarray(rounding_error(invariant.margins, cells, dtype=dtype)).max(axis=1)
+    check = np.asarray(rounding_error(invariant.robust_margins, cells, inputs, dtype=dtype)).max(axis=1)
     # The next state's own tangents are shortened like these, so that it sees itself a little closer.
     across = np.linalg.norm(region.walls.upper - region.walls.lower)
     check = check + 16 * np.finfo(dtype).eps * across
     walls = (region.walls.lower, region.walls.upper)
-    plant = rounding_error(
-        lambda x, u, w: system.step(x, u, w if d else None), walls, actions, _disturbances(noise, d), dtype=dtype
-    )
+    plant = rounding_error(system.disturbed_step, walls, actions, noise, dtype=dtype)
     ulp = np.spacing(np.abs(np.stack(walls)).max(0).astype(dtype)).astype(np.float64)
     # Normals are unit vectors: a component is at most one.
     moved = np.sum(np.asarray(plant) + 2 * ulp)

@@ -8,6 +8,7 @@ log s. That makes 2 n facets, where the maximal set may need hundreds.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -35,7 +36,8 @@ def modal_candidates(design, scales, time_constants) -> list[tuple]:
             apart = 1 + 0.06 * np.arange(design.n)
             poles = np.exp(-design.system.dt / (np.asarray(constants) * apart))
             try:
-                gain = -scipy.signal.place_poles(model.A, model.B, poles).gain_matrix
+                placed: Any = scipy.signal.place_poles(model.A, model.B, poles)
+                gain = -placed.gain_matrix
             except ValueError:
                 continue
             gain = gain.astype(np.float32).astype(np.float64)
@@ -46,20 +48,21 @@ def modal_candidates(design, scales, time_constants) -> list[tuple]:
 
 def _largest_box(design, model, gain, limits):
     """(log volume, N, d), with the rest of the model sampled in the box that it makes; None where there is no room."""
-    values, vectors = np.linalg.eig(model.A + model.B @ gain)
-    if np.abs(values.imag).max() > 1e-9:
+    values, vectors = (np.asarray(part) for part in np.linalg.eig(model.A + model.B @ gain))
+    if np.abs(np.imag(values)).max() > 1e-9:
         return None
-    vectors = vectors.real
+    vectors = np.real(vectors)
     left = np.linalg.inv(vectors)
-    room = 1 - np.abs(values.real) - _KEPT
+    room = 1 - np.abs(np.real(values)) - _KEPT
     noise = np.abs(left @ model.E) @ design.noise.half_widths
     reach = np.minimum(design.u_high, -design.u_low)
     rows = np.concatenate([np.abs(vectors) / limits[:, None], np.abs(gain @ vectors) / reach[:, None]])
-    rest, unit, sizes = np.zeros(design.n), design.unit[:, : design.n], None
+    rest, unit, sizes = np.zeros(design.n), design.unit[:, : design.n], np.zeros(design.n)
     for _ in range(_ROUNDS):
-        sizes = _sizes(rows, (noise + rest) / room)
-        if sizes is None:
+        found = _sizes(rows, (noise + rest) / room)
+        if found is None:
             return None
+        sizes = found
         x = (unit * sizes) @ vectors.T
         u = np.clip(x @ gain.T, design.u_low, design.u_high)
         left_out = design.step(design.centre + x, design.rest + u) - design.centre - x @ (model.A + model.B @ gain).T

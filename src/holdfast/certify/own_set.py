@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 from scipy.optimize import linprog
@@ -11,7 +10,8 @@ from scipy.optimize import linprog
 from holdfast.backup import InvariantSet
 from holdfast.certify.invariant_set import CertifiedInvariantSet, certify_invariant_set
 from holdfast.certify.synthesis import Designer
-from holdfast.sets import Box, Polytope
+from holdfast.sets import Box, Polytope, Zonotope
+from holdfast.sets.zonotope import facet_bound
 from holdfast.systems import ClippedFeedback, System
 
 #: More half-spaces than these are refused: the proof and the check at run time go through all of them.
@@ -19,7 +19,7 @@ _MOST_FACETS = 3000
 
 
 def zonotope_polytope(centre: np.ndarray, generators: np.ndarray) -> Polytope:
-    """The half-spaces of {c + G b : |b| <= 1}, in float32 numbers: every n - 1 generators span two facets.
+    """The half-spaces of {c + G b : |b| <= 1}, in float32 numbers.
 
     Args:
         centre: c, shape [n].
@@ -28,38 +28,21 @@ def zonotope_polytope(centre: np.ndarray, generators: np.ndarray) -> Polytope:
     Raises:
         ValueError: if shapes do not fit, a number is not finite, the set is flat, or there are too many facets.
     """
-    centre, generators = np.asarray(centre, np.float64), np.asarray(generators, np.float64)
-    if centre.ndim != 1 or generators.ndim != 2 or generators.shape[0] != centre.size:
+    zonotope = Zonotope(centre, generators)
+    n, g = zonotope.generators.shape
+    if np.linalg.matrix_rank(zonotope.generators) < n:
         raise ValueError(
-            f"zonotope: centre {centre.shape} and generators {generators.shape}; give [n] and [n, g], a generator a column"
-        )
-    if not (np.isfinite(centre).all() and np.isfinite(generators).all()):
-        raise ValueError("zonotope: centre and generators must be finite")
-    generators = generators[:, np.any(generators != 0, axis=0)]
-    n, g = generators.shape
-    if g < n or np.linalg.matrix_rank(generators) < n:
-        raise ValueError(
-            f"zonotope: its {g} generators span fewer than {n} dimensions, so it is flat, and every disturbance leads out; "
+            f"Zonotope: its {g} generators span fewer than {n} dimensions, so it is flat, and every disturbance leads out; "
             f"give at least {n} independent ones"
         )
-    if 2 * math.comb(g, n - 1) > 4 * _MOST_FACETS:
+    if zonotope.facets is None or len(zonotope.facets.offsets) > _MOST_FACETS:
         raise ValueError(
-            f"zonotope: {g} generators in {n} dimensions make up to {2 * math.comb(g, n - 1)} half-spaces, more than a check "
-            f"at run time can go through ({_MOST_FACETS}); give fewer generators, or a polytope of your own"
+            f"Zonotope: {g} generators in {n} dimensions make up to {facet_bound(zonotope.generators)} half-spaces, more than "
+            f"a check at run time can go through ({_MOST_FACETS}); give fewer generators, or a polytope of your own"
         )
-    normals = []
-    for chosen in itertools.combinations(range(g), n - 1):
-        _, sizes, rows = np.linalg.svd(generators[:, chosen].T)
-        if n == 1 or sizes[-1] > 1e-9 * sizes[0]:
-            normals.append(rows[-1])
-    normals = np.array(normals)
-    normals *= np.sign(normals[np.arange(len(normals)), np.argmax(np.abs(normals), axis=1)])[:, None]
-    normals = normals[np.unique(np.round(normals, 9), axis=0, return_index=True)[1]]
-    if 2 * len(normals) > _MOST_FACETS:
-        raise ValueError(
-            f"zonotope: {2 * len(normals)} half-spaces are too many ({_MOST_FACETS}); give fewer generators"
-        )
-    normals = np.concatenate([normals, -normals]).astype(np.float32).astype(np.float64)
+    # In float32 numbers: whatever the rounding of a normal, its offset is the support function.
+    normals = zonotope.facets.normals.astype(np.float32).astype(np.float64)
+    centre, generators = zonotope.centre, zonotope.generators
     offsets = normals @ centre + np.abs(normals @ generators).sum(axis=1)
     # Downwards, so that no state is in the polytope that is not in the zonotope; by less than float32 tells apart.
     rounded = offsets.astype(np.float32)

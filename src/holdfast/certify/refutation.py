@@ -23,7 +23,7 @@ from holdfast.certify.interval import Interval
 from holdfast.certify.linear import matmul, total
 from holdfast.certify.robust_invariance import inner_point
 from holdfast.certify.slope import run_slopes
-from holdfast.sets import Box, Polytope
+from holdfast.sets import Polytope
 from holdfast.systems import System
 
 _MOST_VERTICES, _CLIMBS = 4000, 5
@@ -61,12 +61,10 @@ class Refutation:
 class _Search:
     def __init__(self, system: System, region: Polytope):
         self.system, self.N, self.d = system, region.normals, region.offsets
-        box = system.disturbance_box
-        self.noise = Box(np.zeros(0), np.zeros(0)) if box is None else box
+        self.noise = system.noise_box
         self.n, self.m, q = system.state_size, system.input_size, self.noise.dimension
 
-        def step(x, u, w):
-            return system.step(x, u, w if q else None)
+        step = system.disturbed_step
 
         def local(x):
             u, w = jnp.asarray(system.input_box.centre), jnp.asarray(self.noise.centre)

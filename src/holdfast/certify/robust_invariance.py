@@ -26,7 +26,7 @@ from holdfast.certify.interpreter import IntervalDomain, Program
 from holdfast.certify.interval import Interval
 from holdfast.certify.linear import matmul, total
 from holdfast.certify.slope import run_slopes
-from holdfast.sets import Box, Polytope
+from holdfast.sets import Polytope
 from holdfast.systems import ClippedFeedback, System
 
 _CELLS_AT_ONCE, _PROBLEMS_AT_ONCE = 64, 6000
@@ -56,14 +56,13 @@ class ClosedLoop:
     """F(x, k(x), w) of a system under a clipped feedback, with what a proof needs of it."""
 
     def __init__(self, system: System, controller: ClippedFeedback):
-        box = system.disturbance_box
-        self.disturbance = Box(np.zeros(0), np.zeros(0)) if box is None else box
+        self.disturbance = system.noise_box
         self.system, self.controller = system, controller
         self.n, self.m, self.d = system.state_size, system.input_size, self.disturbance.dimension
         n, m = self.n, self.m
 
         def step(z):
-            return system.step(z[:n], z[n : n + m], z[n + m :] if self.d else None)
+            return system.disturbed_step(z[:n], z[n : n + m], z[n + m :])
 
         self.program = Program(step, jax.ShapeDtypeStruct((n + m + self.d,), np.float64))
         self.lower, self.upper = controller.input_box.lower, controller.input_box.upper
@@ -274,7 +273,7 @@ class InvarianceProver:
         gain = np.full((n + m, b), -np.inf)
         for j in range(n + m):
             low, high = self.halves(cells, j)
-            if low is None:
+            if low is None or high is None:
                 continue
             after = np.maximum(self.expansion(low)[2].sum(1), self.expansion(high)[2].sum(1))
             shrunk = np.where(cells.todo, before - after, 0.0)

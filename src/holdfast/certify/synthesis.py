@@ -55,11 +55,9 @@ class Designer:
 
     def __init__(self, system: System, feasible: Box, centre=None, centre_input=None):
         self.system, self.feasible = system, feasible
-        box = system.disturbance_box
-        self.noise = Box(np.zeros(0), np.zeros(0)) if box is None else box
+        self.noise = system.noise_box
         with jax.enable_x64(True):
-            d = self.noise.dimension
-            self._step = jax.jit(jax.vmap(lambda x, u, w: system.step(x, u, w if d else None)))
+            self._step = jax.jit(jax.vmap(system.disturbed_step))
             x, u = (np.asarray(v, np.float64) for v in system.equilibrium())
         self.centre, self.rest = (x, u) if centre is None else (np.asarray(centre), np.asarray(centre_input))
         self.n, self.m = x.size, u.size
@@ -270,7 +268,7 @@ def synthesise_invariant_set(
     for _, N, d, K in sorted(found, key=lambda each: -each[0]):
         invariant = _rounded(design, N, d, K)
         proof = prove_robust_invariance(
-            system, invariant.region, invariant.controller, slack=1e-5 * np.abs(d), max_seconds=30.0
+            system, invariant.polytope, invariant.feedback, slack=1e-5 * np.abs(d), max_seconds=30.0
         )
         if proof.result == "proved":
             invariant = _grown(design, N, d, K, max_facets, growth)
@@ -291,8 +289,8 @@ def _grown(design: Designer, N, d, K, limit: int, rounds: int) -> InvariantSet:
         if made is None or _score(design, *made) <= _score(design, N, d):
             return best
         larger = _rounded(design, *made, K)
-        slack = 1e-5 * np.abs(larger.region.offsets)
-        proof = prove_robust_invariance(design.system, larger.region, larger.controller, slack=slack, max_seconds=15.0)
+        slack = 1e-5 * np.abs(larger.polytope.offsets)
+        proof = prove_robust_invariance(design.system, larger.polytope, larger.feedback, slack=slack, max_seconds=15.0)
         if proof.result != "proved":
             return best
         best, (N, d) = larger, made

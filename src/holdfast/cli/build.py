@@ -40,7 +40,7 @@ def physics_of(task: Task) -> str:
     functions = {"step": (system.step, (x, u)), "margin": (task.safe_set.margin, (x,))}
     boxes = [system.input_box, task.state_box]
     if isinstance(task.safety, RobustSafety):
-        noise = system.disturbance_box
+        noise = system.noise_box
         functions |= {"piece": (task.safety.region.piece, (x,)), "controller": (task.safety.controller, (x,))}
         if noise is not None:
             functions["step"] = (system.step, (x, u, jax.ShapeDtypeStruct((noise.dimension,), jnp.float64)))

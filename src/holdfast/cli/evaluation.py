@@ -174,12 +174,16 @@ def _figures(trained: Trained, results: EpisodeResults, piece: Any, rows: list[d
             "What is certified", _INVARIANT if piece.base is None else _IMPLICIT, partial(slice_figure, task, [piece])
         ),
     ]
-    region = getattr(task.safety, "region", None)
+    certified = trained.certified
     # Of two coordinates, the slice says it all.
-    if task.system.state_size > 2 and can_be_projected(region):
+    if (
+        isinstance(certified, CertifiedInvariantSet)
+        and task.system.state_size > 2
+        and can_be_projected(certified.invariant.region)
+    ):
         visited = kept.states.reshape(-1, task.system.state_size)
         visited = visited[:: -(-len(visited) // _MARKED)]
-        shown = partial(projection_figure, task, {"invariant set": region}, points=visited)
+        shown = partial(projection_figure, task, {"invariant set": certified.invariant.region}, points=visited)
         figures.append(PageFigure("All coordinates", _PROJECTED, shown))
     if rows:
         figures.append(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tyro
 
-from holdfast.certify import NotProvable, UnsupportedPrimitive
+from holdfast.certify import CertifiedBaseSet, NotProvable, UnsupportedPrimitive
 from holdfast.cli.build import (
     NotUseful,
     certify_task,
@@ -37,8 +37,8 @@ from holdfast.cli.console import (
 )
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
 from holdfast.cli.own import absolute
-from holdfast.cli.robust import certify_own_set, is_robust
-from holdfast.cli.tables import Json, Reproduce, Synthesise
+from holdfast.cli.robust import certify_own_set
+from holdfast.cli.tables import Export, Json, Reproduce, Run, Synthesise, require_index
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import (
     Interrupt,
@@ -60,8 +60,6 @@ _WRONG_INPUT = (UnsupportedPrimitive, UnknownTask, RunError, ConfigError, ValueE
 #: The command was understood and ran; what it was asked for cannot be had.
 _NO = (NotProvable, NotUseful, TrainingDiverged)
 _INTERRUPTED = 130
-
-Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")]
 
 
 class Failed(Exception):
@@ -270,8 +268,7 @@ class Attack:
         """(task, guard, policy) of a run."""
         run = RunDirectory.open(self.subject)
         config = run.read_config(TrainConfig)
-        if not 0 <= self.index < config.seeds:
-            raise ValueError(f"index = {self.index}; the run has {config.seeds} seed(s), counted from 0")
+        require_index(self.index, config.seeds)
         trained = load_run(run, config)
         guard = make_guard(trained.task, trained.certified, of_seed(trained.network, self.index), trained.config)
         return trained.task, guard, of_seed(trained.policy.policy, self.index)
@@ -281,7 +278,7 @@ class Attack:
         task = load_task(self.subject)
         certified = certify_task(task, level=None, horizon=None)
         require_proof(certified.certificate)
-        if not is_robust(task):
+        if isinstance(certified, CertifiedBaseSet):
             require_useful_backup(task, certified, None, task.safety.horizon)
         return task, make_guard(task, certified, None, TrainConfig(self.subject).for_task(task)), None
 
@@ -303,8 +300,8 @@ class Render:
         try:
             with np.load(file) as data:
                 kept = {name: data[name] for name in data.files}
-            dt = float(kept.pop("dt"))
-            trajectories = Trajectories(**kept, dt=dt)
+            dt, seed = float(kept.pop("dt")), int(kept.pop("seed"))
+            trajectories = Trajectories(**kept, dt=dt, seed=seed)
         except (BadZipFile, KeyError, TypeError, EOFError, ValueError) as error:
             raise RunError(
                 f"{file} is damaged ({error}); evaluate the run again: `holdfast evaluate {run.path}`"
@@ -333,6 +330,7 @@ Command = (
     | Annotated[Render, tyro.conf.subcommand("render")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Synthesise, tyro.conf.subcommand("synthesise")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 

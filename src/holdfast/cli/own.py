@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from holdfast.certify import derive_defaults
+from holdfast.cli.robust import robust_safety
 from holdfast.systems import System
 from holdfast.tasks import RobustSafety, SafetySettings, Task, UnknownTask
 from holdfast.testing import check_declaration, check_task
@@ -99,7 +100,7 @@ def complete_task(task: Task) -> Task:
 
 def _complete_robust(task: Task, given: dict) -> Task:
     """The same for a task with an invariant set: what is left out follows from the set."""
-    missing: dict = {} if "state_box" in given else {"state_box": task.safety.region.bounding_box()}
+    missing: dict = {} if "state_box" in given else {"state_box": robust_safety(task).region.bounding_box()}
     if not task.name:
         missing["name"] = type(task).__name__
     if not task.episode_steps:

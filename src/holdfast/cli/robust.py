@@ -28,9 +28,20 @@ def is_robust(task: Task) -> bool:
     return isinstance(task.safety, RobustSafety)
 
 
+def robust_safety(task: Task) -> RobustSafety:
+    """The task's invariant set.
+
+    Raises:
+        TypeError: if it brings none (`is_robust`).
+    """
+    if not isinstance(task.safety, RobustSafety):
+        raise TypeError(f"task {task.name!r} is kept by a backup: its safety is a {type(task.safety).__name__}")
+    return task.safety
+
+
 def certify_robust_task(task: Task, *, physics: str, max_seconds: float = 60.0) -> CertifiedInvariantSet:
     """The proof that the task's set is invariant, whatever the disturbance, and holds safe states only."""
-    safety = task.safety
+    safety = robust_safety(task)
     region = safety.region.polytope() if isinstance(safety.region, Zonotope) else safety.region
     invariant = InvariantSet(task.system, region, safety.controller)
     certified = certify_invariant_set(invariant, task.state_box, physics=physics, max_seconds=max_seconds)

@@ -101,7 +101,9 @@ def _row(task: str, algorithm: str, variant: str, cell, unsafe) -> dict[str, Any
         "published": PUBLISHED.get(task, {}).get(algorithm, {}).get(variant),
         "against_unsafe": None if against is None else vars(against),
         "last_against_best": vars(last),
-        "steps_to_95": steps_to_share([p["step"] for p in curve], np.asarray([p["per_seed"] for p in curve])),
+        "steps_to_95": steps_to_share(
+            np.asarray([p["step"] for p in curve]), np.asarray([p["per_seed"] for p in curve])
+        ),
         "interventions": evaluation["interventions"] / evaluation["steps"],
         "fallbacks": evaluation["fallbacks"] / evaluation["steps"],
         "uncertified_starts": evaluation["uncertified_starts"],

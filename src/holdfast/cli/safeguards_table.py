@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.cli.build import Certified, certify_task, load_task, make_guard, of_seed, physics_of, policy_trainer
 from holdfast.cli.cells import Cell
-from holdfast.cli.config import SettledConfig, TrainConfig
+from holdfast.cli.config import Algorithm, SettledConfig, TrainConfig
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import require_proof, run_keys, training_safety
 from holdfast.evaluate import Disturbance, EpisodeResults, Evaluator, OneOf, default_disturbances
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 #: What PPO and SAC are compared with; the safeguard is part of their environment.
 MODEL_FREE = ("none", "boundary projection", "ray mask")
-ALGORITHMS = ("shac", "ppo", "sac")
+ALGORITHMS: tuple[Algorithm, ...] = ("shac", "ppo", "sac")
 #: Environment steps of phase 2 (published: 100 k, 200 k, 1 M for pendulum, quadrotor, household).
 STEPS = {
     "balance-pendulum": 100_000,
@@ -53,7 +53,7 @@ STEPS = {
 }
 #: SAC takes a gradient step every four environment steps: the household's million would take it an hour.
 _SAC_STEPS = {"household": 200_000}
-_SEEDS = {"shac": 10, "ppo": 3, "sac": 3}
+_SEEDS: dict[str, int] = {"shac": 10, "ppo": 3, "sac": 3}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ QUICK = Size(steps=4096, seeds=2, points=2, curve_episodes=8, episodes=16, worst
 def safeguard_cells(tasks: Sequence[str], algorithms: Sequence[str], size: Size) -> list[Cell]:
     """The cells of the table, in the order in which they are computed: SHAC whole, then what it is compared with."""
     cells = []
-    for algorithm in (name for name in ALGORITHMS if name in algorithms):
+    for algorithm in ALGORITHMS:
+        if algorithm not in algorithms:
+            continue
         for task in tasks:
             for variant in VARIANTS if algorithm == "shac" else MODEL_FREE:
                 cells.append(_cell(task, algorithm, variant, size))
@@ -86,7 +88,7 @@ def cell_name(task: str, algorithm: str, variant: str) -> str:
     return f"{task}/{algorithm}/{variant.replace(',', '').replace('+', 'with').replace(' ', '_')}"
 
 
-def _cell(task: str, algorithm: str, variant: str, size: Size) -> Cell:
+def _cell(task: str, algorithm: Algorithm, variant: str, size: Size) -> Cell:
     options = {"intervention_penalty": 0.0, "margin_penalty": 0.0, "gradient": "exact"} | VARIANTS[variant]
     config = TrainConfig(
         task=task,

@@ -1,24 +1,30 @@
-"""`holdfast reproduce` and `holdfast synthesise`: what is computed once and kept in files."""
+"""`holdfast reproduce`, `synthesise` and `export`: what is computed once and kept in files."""
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from holdfast.certify import certify_invariant_set, synthesise_for, write_invariant_set
-from holdfast.cli.build import load_task
+from holdfast.certify import certify_invariant_set
+from holdfast.cli.build import load_task, make_guard, of_seed, physics_of
 from holdfast.cli.cells import fill
+from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import ProgressBars, output, print_certificate
 from holdfast.cli.safeguards_report import results_of, safeguards_table, verdicts, write_safeguards_table
 from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
+from holdfast.cli.synthesis import synthesise_for, write_invariant_set
+from holdfast.cli.training import load_run
+from holdfast.interop import agreement, export_controller, load_controller
 from holdfast.plots import safeguard_markdown
-from holdfast.runs import RunError
+from holdfast.runs import RunDirectory, RunError
+from holdfast.safeguards import Safeguard
 from holdfast.sets import Polytope
 from holdfast.tasks import RobustSafety
 
+Run = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")]
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout instead of words")]
 
 
@@ -97,4 +103,42 @@ class Synthesise:
         if not self.json:
             print_certificate(certificate)
             output.print(str(out), highlight=False, markup=False, soft_wrap=True)
-        return {"path": str(out), "facets": len(invariant.region.offsets), "certificate": certificate}
+        return {"path": str(out), "facets": len(invariant.polytope.offsets), "certificate": certificate}
+
+
+@dataclass
+class Export:
+    """Write the safe controller of a run (policy and safeguard) as a program that runs without holdfast's training code."""
+
+    subject: Run
+    out: Annotated[Path | None, tyro.conf.arg(help="a directory; RUN/controller if not given")] = None
+    index: Annotated[int, tyro.conf.arg(help="which of the run's seeds, counted from 0")] = 0
+    states: Annotated[int, tyro.conf.arg(help="on how many the program is compared with the original")] = 10_000
+    json: Json = False
+
+    def run(self) -> dict[str, Any]:
+        run = RunDirectory.open(self.subject)
+        config = run.read_config(TrainConfig)
+        require_index(self.index, config.seeds)
+        trained = load_run(run, config)
+        task, certificate = trained.task, trained.certified.certificate
+        guard = make_guard(task, trained.certified, of_seed(trained.network, self.index), trained.config)
+        if not isinstance(guard, Safeguard):
+            raise ValueError(f"{run.path} was trained with --safeguard none: there is nothing safe to export")
+        policy, out = of_seed(trained.policy.policy, self.index), self.out or run.path / "controller"
+        physics = physics_of(task)
+        export_controller(out, task=task, guard=guard, policy=policy, certificate=certificate, physics=physics)
+        seen = agreement(load_controller(out), task=task, guard=guard, policy=policy, states=self.states)
+        if not self.json:
+            words = (
+                f"{seen.equal:,} of {seen.states:,} states: equal to the original, bit for bit; {seen.differ:,} differ"
+            )
+            output.print(words, highlight=False, markup=False, soft_wrap=True)
+            output.print(str(out), highlight=False, markup=False, soft_wrap=True)
+        return {"path": str(out), "agreement": asdict(seen)}
+
+
+def require_index(index: int, seeds: int) -> None:
+    """Refuses a seed's position that the run does not have."""
+    if not 0 <= index < seeds:
+        raise ValueError(f"index = {index}; the run has {seeds} seed(s), counted from 0")

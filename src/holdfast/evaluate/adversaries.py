@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from holdfast.sets import Box
-from holdfast.tasks import Task, plant_step
+from holdfast.tasks import Task
 
 Look = Callable[[Float[Array, " n"], Float[Array, " m"]], tuple[Float[Array, ""], Bool[Array, ""]]]
 Rows = Callable[[Float[Array, " n"], Float[Array, " m"]], Float[Array, " R"]]
@@ -208,12 +208,11 @@ class HeldMargins(eqx.Module):
     def __call__(
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
     ) -> Float[Array, " R"]:
-        box = self.task.system.disturbance_box
         if w is None:
-            w = jnp.zeros(0, x.dtype) if box is None else jnp.asarray(box.centre, x.dtype)
+            w = jnp.asarray(self.task.system.noise_box.centre, x.dtype)
 
         def advance(x, _):
-            x = plant_step(self.task, x, u, w)
+            x = self.task.system.disturbed_step(x, u, w)
             return x, self.task.safe_set.margin(x)
 
         return jax.lax.scan(advance, x, None, length=self.ahead)[1].reshape(-1)

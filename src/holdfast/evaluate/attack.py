@@ -15,7 +15,7 @@ from holdfast.evaluate.adversaries import Adversary, default_adversaries
 from holdfast.evaluate.attack_result import AttackResult, conditions_of, names_of
 from holdfast.evaluate.disturbances import Disturbance, default_disturbances, invariant_region
 from holdfast.evaluate.episodes import split
-from holdfast.tasks import Task, plant_step
+from holdfast.tasks import Task
 from holdfast.types import Guard, Status
 
 _LOOK_EVERY = 32  # steps between two looks at the device: seldom enough to keep it busy, often enough for a clock
@@ -204,8 +204,7 @@ def _initial(task: Task, x, delay: int, dtype) -> _Plants:
     margins = jax.vmap(task.safe_set.margin)(x)
     zeros, off = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
     action = jnp.zeros((batch, m), dtype)
-    box = task.system.disturbance_box
-    still = jnp.zeros((batch, 0 if box is None else box.dimension), dtype)
+    still = jnp.zeros((batch, task.system.noise_box.dimension), dtype)
     rest = jnp.broadcast_to(jnp.asarray(task.system.equilibrium()[1], dtype)[None, None], (batch, delay, m))
     statuses = jnp.zeros((batch, len(Status)), jnp.int32)
     counts = zeros, zeros, zeros, zeros
@@ -242,7 +241,7 @@ def _plant_program(task: Task, model_error: float, noise_static, turns: np.ndarr
     system = task.system
 
     def advance(x, u, w, key):
-        stepped = plant_step(task, x, u, w)
+        stepped = task.system.disturbed_step(x, u, w)
         direction = jax.random.randint(key, stepped.shape, -1, 2)
         target = jnp.where(direction > 0, jnp.inf, -jnp.inf).astype(stepped.dtype)
         moved = jnp.where(direction == 0, stepped, jnp.nextafter(stepped, target))
@@ -252,8 +251,8 @@ def _plant_program(task: Task, model_error: float, noise_static, turns: np.ndarr
 
     def disturb(noise_arrays, x, applied, t, key):
         (disturbances,) = eqx.combine(noise_arrays, noise_static)
-        box = system.disturbance_box
-        w = jnp.zeros((x.shape[0], 0 if box is None else box.dimension), dtype)
+        box = system.noise_box
+        w = jnp.zeros((x.shape[0], box.dimension), dtype)
         # What was recorded gives way to what is chosen: one context does for all.
         context = task.sample_context(jax.random.key(0)) if disturbances else ()
         for i, choose in enumerate(disturbances):

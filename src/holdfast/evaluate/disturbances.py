@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from holdfast.evaluate.adversaries import HeldMargins
 from holdfast.sets import Box, LocallyConvex
-from holdfast.tasks import Task, plant_step
+from holdfast.tasks import Task
 
 Margins = Callable[[Float[Array, " n"], Float[Array, " m"], Float[Array, " d"]], Float[Array, " R"]]
 _EPOCH = 300  # steps for which one pace of change is kept
@@ -135,7 +135,7 @@ class _RegionMargins(eqx.Module):
     region: LocallyConvex
 
     def __call__(self, x, u, w):
-        return self.region.margin(plant_step(self.task, x, u, w))
+        return self.region.margin(self.task.system.disturbed_step(x, u, w))
 
 
 def _vertex(box: Box, above: Bool[Array, " d"], dtype) -> Float[Array, " d"]:

@@ -32,6 +32,7 @@ class Trajectories:
         margins: safe-set margins at x_0..x_T, shape [K, T+1, p].
         reward: shape [K, T].
         dt: sampling period, s.
+        seed: of the start states, as in `EpisodeResults`.
     """
 
     states: np.ndarray
@@ -42,6 +43,7 @@ class Trajectories:
     margins: np.ndarray
     reward: np.ndarray
     dt: float
+    seed: int = 0
 
     @property
     def times(self) -> np.ndarray:
@@ -167,7 +169,7 @@ class Evaluator:
             **summary,
             steps=self.steps,
             seed=seed,
-            trajectories=Trajectories(**kept, dt=float(self.task.system.dt)),
+            trajectories=Trajectories(**kept, dt=float(self.task.system.dt), seed=seed),
             seconds=seconds,
             compile_seconds=compile_seconds,
         )

@@ -5,6 +5,7 @@ What is written needs no holdfast to run; see `holdfast.interop.controller`.
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -75,7 +76,8 @@ def export_controller(
         platforms: on which the programs are to run: "cpu", "cuda".
 
     Raises:
-        NotExportable: if there is no safeguard, the certificate does not hold, or it is about other physics.
+        NotExportable: without the extra `export`, if there is no safeguard, the certificate does not hold, or it is about
+            other physics.
     """
     _require_promise(guard, certificate, physics)
     dtype, directory = np.dtype(dtype), Path(directory)
@@ -107,6 +109,10 @@ def export_controller(
 
 
 def _require_promise(guard: Any, certificate: Certificate, physics: str | None) -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise NotExportable(
+            "a program is written with flatbuffers, which is not installed: pip install holdfast[export]"
+        )
     if not isinstance(guard, Safeguard):
         raise NotExportable(
             f"guard is a {type(guard).__name__}, so there is no safeguard to export; train with --safeguard ray (or another)"

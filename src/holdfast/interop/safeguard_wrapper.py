@@ -92,7 +92,8 @@ class SafeguardWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs)
 
 
 def _state_of_task(env: gymnasium.Env) -> np.ndarray:
-    return env.unwrapped.state
+    inner: Any = env.unwrapped
+    return np.asarray(inner.state)
 
 
 def state_size(safeguard: Safeguard) -> int | None:

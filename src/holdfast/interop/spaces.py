@@ -29,7 +29,7 @@ def float32_bounds(box: Box) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(lower), np.asarray(upper)
 
 
-def read_actions(where: str, action: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> np.ndarray:
+def read_actions(where: str, action: Any, shape: tuple[int, ...] | None, names: tuple[str, ...]) -> np.ndarray:
     """The action as float32 of that shape. Its numbers may be anything, NaN too: the guard answers for them.
 
     Raises:

@@ -145,7 +145,7 @@ class TaskVecEnv(VecEnv):
 
     def physical(self, actions: np.ndarray) -> np.ndarray:
         """Actions [B, m] in physical units. What lies in [-1, 1] lies in the input box, whatever rounding does."""
-        shape = (self.num_envs, *self.action_space.shape)
+        shape = (self.num_envs, self._centre.shape[-1])
         actions = read_actions("TaskVecEnv.step", actions, shape, self.envs.task.system.input_names)
         scaled = self._centre + self._half * actions
         inside = np.abs(actions) <= 1  # what lies outside, or is NaN, is the guard's to answer
@@ -209,7 +209,8 @@ class SafetyCallback(BaseCallback):
 
     def tell(self) -> None:
         """Writes a row now."""
-        safety: SafetyCount = self.training_env.unwrapped.safety
+        environments: Any = self.training_env.unwrapped
+        safety: SafetyCount = environments.safety
         steps, interventions = safety.steps - self._seen[0], safety.interventions - self._seen[1]
         self.sink.write(
             {

@@ -1,6 +1,6 @@
 """A task as a Gymnasium environment."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import jax
@@ -46,7 +46,7 @@ class TaskEnv(gymnasium.Env):
         ValueError, TypeError: for a guard of another system, a penalty below 0, an unknown mode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """A task as a Gymnasium vector environment: one compiled program steps the whole batch."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from holdfast.interop.program import Seen, task_named, task_program
+from holdfast.interop.program import task_named, task_program
 from holdfast.interop.spaces import (
     action_space,
     observation_space,
@@ -44,7 +44,7 @@ class TaskVectorEnv(VectorEnv):
         ValueError, TypeError: as `TaskEnv`, and for fewer than one environment.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {
         "render_modes": ["rgb_array"],
         "render_fps": 20,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -87,7 +87,7 @@ class TaskVectorEnv(VectorEnv):
             self._episodes, begun = self._program.begin_many(self._seeds, self._numbers)
         else:
             self._episodes, begun = self._program.renew(self._episodes, self._seeds, self._numbers, which)
-        begun = jax.device_get(begun)
+        begun: Any = jax.device_get(begun)
         self.certified = np.where(which, begun.certified, self.certified)
         self._over = self._over & ~which
         self._film(which)
@@ -102,7 +102,7 @@ class TaskVectorEnv(VectorEnv):
             raise ResetNeeded("TaskVectorEnv.step before the first reset: call reset(), with a seed to repeat episodes")
         u = read_actions("TaskVectorEnv.step", actions, self.action_space.shape, self.task.system.input_names)
         self._episodes, seen = self._program.step_many(self._episodes, u, self._penalty)
-        seen: Seen = jax.device_get(seen)
+        seen: Any = jax.device_get(seen)  # as `Seen`, in NumPy
         terminated, truncated = seen.terminated | seen.diverged, np.array(seen.truncated)
         observation, reward = np.array(seen.observation), np.array(seen.reward, np.float64)
         stepped = np.ones(self.num_envs, bool)

@@ -355,6 +355,12 @@ class PolicyTrainer(eqx.Module):
         """Environment steps that one update makes."""
         return self.settings.environments * self.settings.window
 
+    def _networks(self, actor_key: Key[Array, ""], critic_key: Key[Array, ""]) -> tuple[TanhGaussian, Network]:
+        """An actor, and a critic of states."""
+        task, settings, o = self.task, self.settings, self.task.observation_size
+        actor = TanhGaussian.initialise(actor_key, o, settings.hidden, task.system.input_box, settings.initial_std)
+        return actor, Network.initialise(critic_key, (o, *settings.hidden, 1), last_gain=0.1)
+
     def _actor_optimiser(self, steps: int = 1):
         """Adam for `steps` steps an update."""
         return adam(self.settings.actor_rate, self.settings.updates * steps, clip=1.0)
@@ -427,11 +433,12 @@ def _all_certified(episodes: Episode) -> Bool[Array, " E"]:
 def _count(safety: Safety, window: Window) -> Safety:
     status = window.status.reshape(-1)
     violated, promised = window.cost.reshape(-1) > 0, status != Status.uncertified
+    begun = jnp.zeros((), bool) if window.uncertified_start is None else window.uncertified_start
     return Safety(
         safety.steps + status.shape[0],
         safety.violations + jnp.sum(violated & promised, dtype=jnp.int32),
         safety.unpromised_violations + jnp.sum(violated & ~promised, dtype=jnp.int32),
         safety.statuses + jnp.sum(jax.nn.one_hot(status, len(Status), dtype=jnp.int32), axis=0, dtype=jnp.int32),
-        safety.uncertified_starts + jnp.sum(window.uncertified_start, dtype=jnp.int32),
+        safety.uncertified_starts + jnp.sum(begun, dtype=jnp.int32),
         jnp.minimum(safety.worst_margin, jnp.min(window.margin)),
     )

@@ -74,13 +74,10 @@ class PpoTrainer(PolicyTrainer):
     settings: PpoSettings = PpoSettings()
 
     def init(self, key: Key[Array, ""]) -> PpoState:
-        task, settings = self.task, self.settings
         actor_key, critic_key, episode_key, unit_key, key = jax.random.split(key, 5)
-        o = task.observation_size
-        actor = TanhGaussian.initialise(actor_key, o, settings.hidden, task.system.input_box, settings.initial_std)
-        critic = Network.initialise(critic_key, (o, *settings.hidden, 1), last_gain=0.1)
+        actor, critic = self._networks(actor_key, critic_key)
         return PpoState(
-            nominal=task.nominal,
+            nominal=self.task.nominal,
             actor=actor,
             actor_optimiser=start(self._actor_optimiser(self._steps), actor),
             experience=self.collector.start(episode_key, unit_key),

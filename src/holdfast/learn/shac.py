@@ -11,7 +11,7 @@ from holdfast.learn.advantage import td_lambda
 from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer, Window, detached, report
 from holdfast.learn.networks import Network, TanhGaussian
 from holdfast.learn.optimise import descend, limit_cotangent, moved_towards, norm, over_steps, start, value_and_gradient
-from holdfast.tasks import Episode, plant_step, step
+from holdfast.tasks import Episode, step
 from holdfast.types import Transition
 
 
@@ -53,9 +53,7 @@ class ShacTrainer(PolicyTrainer):
     def init(self, key: Key[Array, ""]) -> ShacState:
         task, settings = self.task, self.settings
         actor_key, critic_key, episode_key, unit_key, key = jax.random.split(key, 5)
-        o = task.observation_size
-        actor = TanhGaussian.initialise(actor_key, o, settings.hidden, task.system.input_box, settings.initial_std)
-        critic = Network.initialise(critic_key, (o, *settings.hidden, 1), last_gain=0.1)
+        actor, critic = self._networks(actor_key, critic_key)
         return ShacState(
             nominal=task.nominal,
             actor=actor,
@@ -122,7 +120,7 @@ class ShacTrainer(PolicyTrainer):
         if self.settings.placement == "environment":
             # The learner's derivative passes the guard by; the plant got what the guard applied.
             applied = _passing_by(proposed, seen.applied)
-            x_next = plant_step(task, seen.x, applied, seen.disturbance)
+            x_next = task.system.disturbed_step(seen.x, applied, seen.disturbance)
             reward = task.reward(seen.x, applied, x_next, episode.t, episode.context)
             margin = task.safe_set.margin(x_next)
             cost = 1.0 - jnp.all(margin >= 0).astype(x_next.dtype)

@@ -21,7 +21,7 @@ from holdfast.evaluate import Trajectories
 from holdfast.plots.scene_view import SceneView
 from holdfast.plots.theme import LIGHT, UNSAFE_ALPHA, Theme, figure_legend, new_figure, style_axes, with_unit
 from holdfast.plots.trajectory import STATUS_ROLES, draw_interventions, draw_unsafe, finite, state_limits
-from holdfast.tasks import Task
+from holdfast.tasks import Task, episode_context
 from holdfast.tasks.scene import Polyline
 from holdfast.types import Status
 
@@ -47,7 +47,7 @@ def render_episode(
     Args:
         path: ends in .mp4 or .gif. Without the package imageio-ffmpeg an .mp4 becomes a .gif beside it.
         episode: which of the trajectories.
-        context: of that episode; by default that of the task for key 0 (right for tasks without one).
+        context: of that episode; by default the one that its key decides, as in the evaluation.
         implicit_set: if given, the backup plan from each state is drawn ahead of it, and what the backup could still
             do after the proposed action wherever that leaves the set.
         fps: frames a second; by default one frame a step, at most 30 (10 for a .gif).
@@ -112,7 +112,8 @@ class _Player:
         self.task, self.theme = task, theme
         self.states = finite(trajectories.states[episode])
         if context is None:
-            context = task.context_at(jnp.asarray(self.states[0]), task.sample_context(jax.random.key(0)))
+            key = jax.random.fold_in(jax.random.key(trajectories.seed), episode)
+            context = episode_context(task, key, jnp.asarray(self.states[0]))
         self.context = context
         self.status = np.asarray(trajectories.status[episode])
         self.times = trajectories.dt * np.arange(len(self.states))

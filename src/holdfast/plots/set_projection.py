@@ -1,6 +1,7 @@
 """Convex sets seen along pairs of coordinates: their projections, the feasible box around them and states within."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -16,7 +17,7 @@ from holdfast.sets.geometry import projection
 from holdfast.tasks import Task
 
 #: Role of the colour and dash of each set; the first is filled.
-_LOOKS = (("actual", "-"), ("analytic", "--"), ("backup", "-."), ("ink", ":"))
+_LOOKS: tuple[tuple[str, Any], ...] = (("actual", "-"), ("analytic", "--"), ("backup", "-."), ("ink", ":"))
 _RIM = 0.04
 
 
@@ -99,12 +100,12 @@ def projected_pairs(state_size: int) -> tuple[tuple[int, int], ...]:
 
 
 def _draw(ax: Axes, task: Task, shapes: Mapping[str, Set], pair: tuple[int, int], points, theme: Theme) -> None:
-    pair = list(pair)
-    corners = {label: projection(shape, pair) for label, shape in shapes.items()}
+    axes = list(pair)
+    corners = {label: projection(shape, axes) for label, shape in shapes.items()}
     marked = np.zeros((0, task.system.state_size)) if points is None else np.asarray(points, np.float64)
-    marked = marked[np.isfinite(marked).all(axis=1)][:, pair]
+    marked = marked[np.isfinite(marked).all(axis=1)][:, axes]
     seen = np.concatenate([*corners.values(), marked])
-    lower, upper = task.state_box.lower[pair], task.state_box.upper[pair]
+    lower, upper = task.state_box.lower[axes], task.state_box.upper[axes]
     bounded = np.isfinite(lower), np.isfinite(upper)
     # A set may be larger than the box that it should lie in: then that is what the picture is for.
     low = np.minimum(seen.min(axis=0), np.where(bounded[0], lower, np.inf))

@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from holdfast.safeguards.source import Source
-from holdfast.sets import Box
 from holdfast.systems import System
 
 
@@ -50,16 +48,3 @@ def controlled(system: System, controller: Callable, x: Float[Array, " n"]) -> F
     rest, resting = (jnp.asarray(v, x.dtype) for v in system.equilibrium())
     action = controller(jnp.where(jnp.all(jnp.isfinite(x)), x, rest))
     return system.input_box.clip(jnp.where(jnp.all(jnp.isfinite(action)), action, resting))
-
-
-def disturbances(box: Box | None, dtype) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Centre and half-widths of a disturbance box in `dtype`, the latter rounded upwards about the former; d = 0 of none."""
-    if box is None:
-        return jnp.zeros(0, dtype), jnp.zeros(0, dtype)
-    if not isinstance(box.lower, np.ndarray):  # traced, as by `equinox.filter_jit`
-        centre = jnp.asarray(box.centre, dtype)
-        reach = jnp.maximum(box.upper - centre, centre - box.lower)
-        return centre, jnp.nextafter(jnp.asarray(reach, dtype) * (1 + 4 * jnp.finfo(dtype).eps), jnp.inf)
-    centre = box.centre.astype(dtype)
-    reach = np.maximum(box.upper - centre, centre - box.lower)
-    return jnp.asarray(centre), jnp.asarray(np.nextafter(reach.astype(dtype), np.asarray(np.inf, dtype)))

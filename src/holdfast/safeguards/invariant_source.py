@@ -1,12 +1,11 @@
 """Safe actions from a robust control invariant set: those that keep the state in it, whatever the disturbance."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from holdfast.backup import InvariantSet, RobustMargins
-from holdfast.safeguards.explicit import ExplicitSource, Promise, controlled, disturbances
+from holdfast.backup import InvariantSet, RobustMargins, noise_reach, product
+from holdfast.safeguards.explicit import ExplicitSource, Promise, controlled
 from holdfast.safeguards.source import HalfSpaces, columns, tightened
 from holdfast.sets import Box
 
@@ -45,8 +44,7 @@ class InvariantSource(ExplicitSource):
 
     def init(self, x: Float[Array, " n"]) -> Promise:
         self.acceptance.require(x.dtype)
-        normals, offsets = self.invariant.region.piece(x)
-        return Promise.of(offsets - _times(normals, x) - jnp.asarray(self.acceptance.inside, x.dtype))
+        return Promise.of(self.invariant.margins(x) - jnp.asarray(self.acceptance.inside, x.dtype))
 
     def check(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Promise:
         safe = Promise.of(self.rows(x, u))
@@ -56,37 +54,21 @@ class InvariantSource(ExplicitSource):
         return controlled(self.invariant.system, self.invariant.controller, x)
 
     def rows(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Float[Array, " p"]:
-        normals, offsets = self.invariant.region.piece(x)
-        w, half = self._disturbances(x.dtype)
-        return self._margins(x, u, w, half, normals, offsets, self._moved(x, u, w))
+        return self._accepted(self.invariant.robust_margins(x, u))
 
     def halfspaces(self, x: Float[Array, " n"]) -> HalfSpaces:
-        box = self.input_box
+        box, invariant = self.input_box, self.invariant
         at = jnp.asarray(box.centre, x.dtype)
-        normals, offsets = self.invariant.region.piece(x)
-        w, half = self._disturbances(x.dtype)
-        moved, inputs = columns(lambda u: self._moved(x, u, w), at)
-        value = self._margins(x, at, w, half, normals, offsets, moved)
+        w, _ = noise_reach(invariant.system.noise_box, x.dtype)
+        moved, inputs = columns(lambda u: invariant.successor(x, u, w), at)
+        value = self._accepted(invariant.margins_of(x, at, moved))
+        normals, offsets = invariant.region.piece(x)
         # What cancels in a row decides its rounding.
-        size = _times(jnp.abs(normals), jnp.abs(moved)) + jnp.abs(offsets)
-        return tightened(value, -_times(normals, inputs), at, box, size)
+        size = product(jnp.abs(normals), jnp.abs(moved)) + jnp.abs(offsets)
+        return tightened(value, -product(normals, inputs), at, box, size)
 
-    def _moved(self, x, u, w) -> Float[Array, " n"]:
-        system = self.invariant.system
-        return system.unwrapped_step(x, u, w) if w.shape[0] else system.unwrapped_step(x, u)
-
-    def _margins(self, x, u, w, half, normals, offsets, moved) -> Float[Array, " p"]:
-        rows = offsets - _times(normals, moved)
-        if w.shape[0]:
-            _, spread = columns(lambda w: self._moved(x, u, w), w)
-            rows = rows - _times(jnp.abs(_times(normals, spread)), half)
-        remainder, successor = (jnp.asarray(v, x.dtype) for v in (self.acceptance.remainder, self.acceptance.successor))
-        return rows - remainder - successor
-
-    def _disturbances(self, dtype) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-        return disturbances(self.invariant.system.disturbance_box, dtype)
-
-
-def _times(matrix, right):
-    """A product in full precision: accelerators round float32 products by default."""
-    return jnp.matmul(matrix, right, precision=jax.lax.Precision.HIGHEST)
+    def _accepted(self, margins: Float[Array, " p"]) -> Float[Array, " p"]:
+        remainder, successor = (
+            jnp.asarray(v, margins.dtype) for v in (self.acceptance.remainder, self.acceptance.successor)
+        )
+        return margins - remainder - successor

@@ -12,7 +12,7 @@ from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.map import Map, Segments, look_around
 from holdfast.safeguards.ray_mask import RayMask, no_halfspaces
 from holdfast.safeguards.search import Found, furthest_inside, furthest_safe
-from holdfast.safeguards.source import SafeActionSet, Source
+from holdfast.safeguards.source import HalfSpaces, SafeActionSet, Source
 from holdfast.sets import Box
 from holdfast.types import Safeguarded, Status
 
@@ -70,15 +70,16 @@ class Safeguard(eqx.Module):
             ValueError: while tracing, if x or u has the wrong shape.
         """
         self._check_shapes(x, u)
-        state, wanted, corrections = _frozen(state), u, None
+        state, wanted, corrections, halfspaces = _frozen(state), u, None, None
         if self.mask is not None or self.source.exact:
             actions = _frozen(self)._actions(state, x)
+            halfspaces = actions.halfspaces
         if self.mask is not None:
             masked = self.mask(actions, _admissible(self.source.input_box, u, actions.known_safe))
             # What is checked is what is applied, bit for bit: no program may compute it twice.
             wanted = jax.lax.optimization_barrier(jnp.where(jnp.all(jnp.isfinite(u)), masked, u))
-        if self.source.exact:
-            corrections = jax.lax.optimization_barrier(self._corrections(actions, wanted))
+        if halfspaces is not None:
+            corrections = jax.lax.optimization_barrier(self._corrections(actions, halfspaces, wanted))
         decision = _decide(_frozen((self, state, x, wanted, corrections)))
         action = self._with_gradient(decision, state, x, u, wanted, corrections)
         if self.mask is not None:
@@ -101,15 +102,15 @@ class Safeguard(eqx.Module):
         unknown = jnp.full((), jnp.nan, known_safe.dtype)
         return SafeActionSet(source, x, known_safe, unknown, source.halfspaces(x) if source.exact else None)
 
-    def _corrections(self, actions: SafeActionSet, u) -> Float[Array, "K m"]:
+    def _corrections(self, actions: SafeActionSet, halfspaces: HalfSpaces, u) -> Float[Array, "K m"]:
         """What the maps propose where the source has exact half-spaces: the furthest action of each of their segments, in
         closed form. Cheap enough for every state of a batch, and differentiated by plain JAX."""
         box = self.source.input_box
         proposal = _admissible(box, u, actions.known_safe)
         segments = [each.segments(actions, proposal, actions.known_margin) for each in self.maps]
         segments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *segments)
-        furthest = jax.vmap(lambda base, target: furthest_inside(actions.halfspaces, box, base, target))
-        return furthest(segments.base, segments.target)
+        furthest = jax.vmap(furthest_inside, in_axes=(None, None, 0, 0))
+        return furthest(halfspaces, box, segments.base, segments.target)
 
     def _with_gradient(self, decision: "_Decision", state, x, u, wanted, corrections) -> Float[Array, " m"]:
         passes = decision.status == Status.accepted

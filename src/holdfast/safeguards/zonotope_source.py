@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from holdfast.safeguards.explicit import Promise, controlled, disturbances
+from holdfast.backup import noise_reach
+from holdfast.safeguards.explicit import Promise, controlled
 from holdfast.safeguards.source import Source, columns
 from holdfast.sets import Box
 from holdfast.solvers import bounded_coefficients
@@ -118,7 +119,7 @@ class ZonotopeSource(Source):
 
     def _successor(self, x, u) -> tuple[Float[Array, " g"], Float[Array, " g"]]:
         """What disturbances leave of one, and the coefficients of F(x, u, w_c), shape [g] each."""
-        w, half = disturbances(self.system.disturbance_box, x.dtype)
+        w, half = noise_reach(self.system.noise_box, x.dtype)
         step = self.system.unwrapped_step
         room = jnp.full(self.generators.shape[1], 1.0 - self.successor, x.dtype)
         if not w.shape[0]:

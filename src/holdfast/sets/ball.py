@@ -6,13 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from holdfast.sets.base import Set
-
-
-def distance(offset: Float[Array, " n"]) -> Float[Array, ""]:
-    """|offset|, shape []; its derivative at zero is zero, one of the subgradients."""
-    square = jnp.sum(offset**2)
-    # Double where: the root has no derivative at zero.
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
+from holdfast.sets.length import length
 
 
 def check_radius(name: str, radius) -> None:
@@ -45,7 +39,7 @@ class Ball(Set):
         return self.centre.shape[0]
 
     def margin(self, x: Float[Array, " n"]) -> Float[Array, " 1"]:
-        return (self.radius - distance(x - jnp.asarray(self.centre, x.dtype)))[None]
+        return (self.radius - length(x - jnp.asarray(self.centre, x.dtype)))[None]
 
     def support(self, direction):
         """max of y'z over the ball, c'y + radius |y|, for a direction y [n] or a batch [..., n], of NumPy or of JAX."""

@@ -17,15 +17,3 @@ class Set(eqx.Module):
     def contains(self, x: Float[Array, " n"]) -> Bool[Array, ""]:
         """Whether x lies in the set. NaN lies in no set: every comparison with it is false, and `all` keeps that."""
         return jnp.all(self.margin(x) >= 0)
-
-
-class LocallyConvex(Set):
-    """A set that can name, for each of its points, half-spaces around that point which hold nothing but points of the set.
-
-    A convex set names its own half-spaces whatever the point; the outside of obstacles names tangents.
-    """
-
-    @abc.abstractmethod
-    def piece(self, x: Float[Array, " n"]) -> tuple[Float[Array, "p n"], Float[Array, " p"]]:
-        """(normals N [p, n], offsets d [p]), in the type of x: every z with N z <= d lies in the set, and so does x if x
-        does. Differentiable by x."""

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from holdfast.sets.ball import check_radius, distance
+from holdfast.sets.ball import check_radius
 from holdfast.sets.base import Set
+from holdfast.sets.length import length
 
 
 class Capsule(Set):
@@ -44,7 +45,7 @@ class Capsule(Set):
         along = end - start
         square = jnp.sum(along**2)
         share = jnp.sum((x - start) * along) / jnp.where(square > 0, square, 1.0)
-        return (self.radius - distance(x - start - jnp.clip(share, 0.0, 1.0) * along))[None]
+        return (self.radius - length(x - start - jnp.clip(share, 0.0, 1.0) * along))[None]
 
     def support(self, direction):
         """max of y'z over the capsule, max(a'y, b'y) + radius |y|, for a direction y [n] or a batch [..., n], of NumPy or

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from holdfast.sets.base import LocallyConvex
 from holdfast.sets.box import Box
+from holdfast.sets.length import length
+from holdfast.sets.locally_convex import LocallyConvex
 
 #: Draws from the walls' box until one is free; the last one is taken if none is.
 _TRIES = 32
@@ -42,7 +43,7 @@ class FreeSpace(LocallyConvex):
 
     def margin(self, x: Float[Array, " n"]) -> Float[Array, " p"]:
         away = x[None] - jnp.asarray(self.centres, x.dtype)
-        return jnp.concatenate([self.walls.margin(x), _length(away) - jnp.asarray(self.radii, x.dtype)])
+        return jnp.concatenate([self.walls.margin(x), jax.vmap(length)(away) - jnp.asarray(self.radii, x.dtype)])
 
     def piece(self, x: Float[Array, " n"]) -> tuple[Float[Array, "p n"], Float[Array, " p"]]:
         """The walls, and for each obstacle the tangent on the side of x: with e the unit vector from o to x, the half-space
@@ -55,20 +56,17 @@ class FreeSpace(LocallyConvex):
         eye = jnp.eye(n, dtype=dtype)
         away = x[None] - jnp.asarray(self.centres, dtype)
         # At an obstacle's very centre there is no direction: any unit vector tells that x is inside.
-        length = _length(away)
-        unit = jnp.where((length > 0)[:, None], away / jnp.where(length > 0, length, 1.0)[:, None], eye[:1])
+        distance = jax.vmap(length)(away)
+        unit = jnp.where((distance > 0)[:, None], away / jnp.where(distance > 0, distance, 1.0)[:, None], eye[:1])
         unit = unit * (1 - 8 * jnp.finfo(dtype).eps)
         reach = jnp.sum(unit * jnp.asarray(self.centres, dtype), axis=1) + jnp.asarray(self.radii, dtype)
         return jnp.concatenate([-eye, eye, -unit]), jnp.concatenate([-lower, upper, -reach])
+
+    def bounding_box(self) -> Box:
+        return self.walls
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, " n"]:
         """A uniform free point, shape [n]: the first free one of 32 draws. (Not free with probability share^32.)"""
         draws = jax.vmap(self.walls.sample)(jax.random.split(key, _TRIES))
         free = jax.vmap(self.contains)(draws)
         return draws[jnp.argmax(free)]
-
-
-def _length(vectors):
-    """Lengths of the rows, with derivative zero at zero (double where: that of a square root is infinite there)."""
-    squares = jnp.sum(vectors**2, axis=1)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)

@@ -11,11 +11,9 @@ from scipy.optimize import linprog
 from scipy.spatial import ConvexHull, HalfspaceIntersection
 
 from holdfast.sets.box import Box
-from holdfast.sets.polytope import Polytope
+from holdfast.sets.polytope import Polytope, in_words
 
 _TOLERANCE = 1e-9
-#: Half-width of the box in which a polytope without any bound is searched; larger sets count as unbounded.
-_LARGEST = 1e9
 _MOST_CORNERS = 400
 
 
@@ -23,24 +21,14 @@ def furthest(shape, direction: np.ndarray) -> np.ndarray:
     """A point of a set furthest in a direction [n], shape [n].
 
     Args:
-        shape: a polytope, a box, or anything with a method of this name.
+        shape: a box, or anything with a method of this name.
 
     Raises:
-        ValueError: if a polytope is empty or unbounded in that direction.
+        ValueError: as the set's own method.
     """
-    direction = np.asarray(direction, np.float64)
     if isinstance(shape, Box):
-        return np.where(direction >= 0, shape.upper, shape.lower)
-    if not isinstance(shape, Polytope):
-        return shape.furthest(direction)
-    if direction.shape != shape.normals.shape[1:]:
-        raise ValueError(f"Polytope: direction has shape {direction.shape}; give {shape.normals.shape[1:]}")
-    scale = np.linalg.norm(direction) or 1.0
-    found = linprog(-direction / scale, shape.normals, shape.offsets, bounds=(None, None))
-    if found.status != 0:
-        chebyshev_ball(shape)  # tells if it is empty
-        raise ValueError(f"Polytope: unbounded in the direction {_words(direction)}; add half-spaces that bound it")
-    return found.x
+        return np.where(np.asarray(direction) >= 0, shape.upper, shape.lower)
+    return shape.furthest(direction)
 
 
 def support(shape, directions: np.ndarray) -> np.ndarray:
@@ -58,29 +46,10 @@ def support(shape, directions: np.ndarray) -> np.ndarray:
     return np.array([y @ furthest(shape, y) for y in directions])
 
 
-def chebyshev_ball(polytope: Polytope) -> tuple[np.ndarray, float]:
-    """Centre [n] and radius of a largest ball inside; the radius is 0 for a flat polytope, infinite where none is largest.
-
-    Raises:
-        ValueError: if the polytope is empty.
-    """
-    n = polytope.normals.shape[1]
-    rows = np.column_stack([polytope.normals, np.linalg.norm(polytope.normals, axis=1)])
-    # A ball of negative radius always exists, unless a row says 0 <= b with b < 0.
-    bounds = [(None, None)] * n + [(None, _LARGEST)]
-    found = linprog(np.r_[np.zeros(n), -1.0], rows, polytope.offsets, bounds=bounds)
-    size = _TOLERANCE * max(1.0, np.abs(polytope.offsets[np.isfinite(polytope.offsets)]).max(initial=0.0))
-    if found.status != 0 or found.x[n] < -size:
-        raise ValueError(
-            f"Polytope: empty, no x satisfies all {len(polytope.offsets)} half-spaces; check the signs, A x <= b"
-        )
-    return found.x[:n], np.inf if found.x[n] >= 0.99 * _LARGEST else max(float(found.x[n]), 0.0)
-
-
 def is_empty(polytope: Polytope) -> bool:
     """Whether no point satisfies all half-spaces."""
     try:
-        chebyshev_ball(polytope)
+        polytope.chebyshev_ball()
     except ValueError:
         return True
     return False
@@ -106,12 +75,12 @@ def require_body(polytope: Polytope, name: str = "Polytope") -> tuple[np.ndarray
         ValueError: if it is empty, unbounded or flat; the message starts with `name`.
     """
     try:
-        centre, radius = chebyshev_ball(polytope)
+        centre, radius = polytope.chebyshev_ball()
     except ValueError as error:
         raise ValueError(str(error).replace("Polytope", name, 1)) from None
     ray = unbounded_direction(polytope)
     if ray is not None:
-        raise ValueError(f"{name}: unbounded in the direction {_words(ray)}; add half-spaces that bound it")
+        raise ValueError(f"{name}: unbounded in the direction {in_words(ray)}; add half-spaces that bound it")
     if radius <= _TOLERANCE * max(1.0, np.abs(centre).max()):
         raise ValueError(f"{name}: flat, it holds no ball; give a set with inner points")
     return centre, radius
@@ -123,7 +92,7 @@ def irredundant(polytope: Polytope) -> Polytope:
     Raises:
         ValueError: if the polytope is empty.
     """
-    chebyshev_ball(polytope)
+    polytope.chebyshev_ball()
     A, b = polytope.normals, polytope.offsets
     sizes = np.linalg.norm(A, axis=1)
     keep = (sizes > 0) & np.isfinite(b)
@@ -284,11 +253,3 @@ def _hull(points: np.ndarray) -> np.ndarray:
         ends = points[[np.argmin(spread @ along), np.argmax(spread @ along)]]
         return ends[: 1 if np.allclose(*ends) else 2]
     return points[ConvexHull(points).vertices]
-
-
-def _words(direction: np.ndarray) -> str:
-    """ "+x[1]" for an axis, the numbers for others."""
-    at = np.flatnonzero(np.abs(direction) > _TOLERANCE)
-    if len(at) == 1:
-        return f"{'+' if direction[at[0]] > 0 else '-'}x[{at[0]}]"
-    return str(np.round(direction, 6).tolist())

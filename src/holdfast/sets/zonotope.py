@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Key
 from scipy import sparse
 from scipy.optimize import linprog
 
-from holdfast.sets.base import LocallyConvex
 from holdfast.sets.box import Box
 from holdfast.sets.geometry import vertices
+from holdfast.sets.locally_convex import LocallyConvex
 from holdfast.sets.polytope import Polytope
 from holdfast.sets.tiling import Tiling
 

@@ -46,6 +46,11 @@ class System(eqx.Module):
         return None
 
     @property
+    def noise_box(self) -> Box:
+        """`disturbance_box`, or a box of d = 0 numbers where the model is undisturbed."""
+        return Box([], []) if self.disturbance_box is None else self.disturbance_box
+
+    @property
     def state_size(self) -> int:
         return len(self.state_names)
 
@@ -58,6 +63,10 @@ class System(eqx.Module):
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None
     ) -> Float[Array, " n"]:
         """The state one period later, shape [n]. `w=None` is the undisturbed step. u is used as given, not clipped."""
+
+    def disturbed_step(self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"]) -> Float[Array, " n"]:
+        """`step` under a disturbance of `noise_box`, shape [n]: the undisturbed step where d = 0."""
+        return self.step(x, u, w) if w.shape[0] else self.step(x, u)
 
     def unwrapped_step(
         self, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"] | None = None

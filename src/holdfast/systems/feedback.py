@@ -40,8 +40,11 @@ class ClippedFeedback(eqx.Module):
             raise ValueError("ClippedFeedback: gain, centre and centre_input must be finite")
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
-        """The action at x; the centre's input where x is not finite."""
-        dtype = x.dtype
-        rest = jnp.asarray(self.centre_input, dtype)
-        u = rest + jnp.matmul(jnp.asarray(self.gain, dtype), x - jnp.asarray(self.centre, dtype), precision="highest")
-        return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(u)), u, rest))
+        """The action at x, shape [m]; the centre's input where x is not finite."""
+        u = self.unclipped(x)
+        return self.input_box.clip(jnp.where(jnp.all(jnp.isfinite(u)), u, jnp.asarray(self.centre_input, x.dtype)))
+
+    def unclipped(self, x: Float[Array, " n"]) -> Float[Array, " m"]:
+        """centre_input + gain (x - centre), shape [m]."""
+        gain, from_centre = jnp.asarray(self.gain, x.dtype), x - jnp.asarray(self.centre, x.dtype)
+        return jnp.asarray(self.centre_input, x.dtype) + jnp.matmul(gain, from_centre, precision="highest")

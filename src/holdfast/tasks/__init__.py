@@ -17,7 +17,7 @@ from holdfast.tasks.pendulum import PendulumSwing
 from holdfast.tasks.planar_quadrotor import PlanarQuadrotorRoom
 from holdfast.tasks.power_loop import PowerLoop
 from holdfast.tasks.registry import UnknownTask, make_task, task_names
-from holdfast.tasks.rollout import Disturb, Episode, plant_step, reset, rollout, step
+from holdfast.tasks.rollout import Disturb, Episode, episode_context, reset, rollout, step
 from holdfast.tasks.seeker import SeekerCourse
 from holdfast.tasks.shipped import DamagedSet, read_safety, shipped_safety
 
@@ -44,8 +44,8 @@ __all__ = [
     "System",
     "Task",
     "UnknownTask",
+    "episode_context",
     "make_task",
-    "plant_step",
     "read_safety",
     "reset",
     "rollout",

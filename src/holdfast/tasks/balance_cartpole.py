@@ -57,9 +57,6 @@ class BalanceCartPole(Task):
         default_factory=lambda: shipped_safety(BalanceCartPole.name, _cart_pole().input_box)
     )
 
-    def sample_start(self, key):
-        return self.safety.region.sample(key)
-
     def reward(self, x, u, x_next, t, context):
         position, theta, v, omega = x_next
         return -0.05 * position**2 - 0.1 * v**2 - theta**2 - 0.1 * omega**2

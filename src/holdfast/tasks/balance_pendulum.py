@@ -39,8 +39,6 @@ class BalancePendulum(Task):
         "restart": 0.01,
         "lost": 10.0,
     }
-    #: Unsafe SHAC there.
-    published: ClassVar = {"return": -8.78}
 
     system: Pendulum = eqx.field(default_factory=_pendulum)
     safe_set: SuperlevelSet = eqx.field(
@@ -50,9 +48,6 @@ class BalancePendulum(Task):
     safety: RobustSafety = eqx.field(
         default_factory=lambda: shipped_safety(BalancePendulum.name, _pendulum().input_box)
     )
-
-    def sample_start(self, key):
-        return self.safety.region.sample(key)
 
     def reward(self, x, u, x_next, t, context):
         theta, omega = x_next

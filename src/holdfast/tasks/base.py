@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from holdfast.sets import Box, LocallyConvex, SuperlevelSet
 from holdfast.systems import System
-from holdfast.tasks.scene import Scene
+from holdfast.tasks.scene import Role, Scene
 
 
 class SafetySettings(eqx.Module):
@@ -115,8 +115,8 @@ class Task(eqx.Module):
     def disturbance(self, key: Key[Array, ""], t: Int[Array, ""], context: Any) -> Float[Array, " d"]:
         """What disturbs the step at time t, shape [d]: uniform over the system's disturbance box by default, d = 0 without
         one. Override for recorded data; a safeguard answers for any sequence in the box."""
-        box = self.system.disturbance_box
-        return jnp.zeros(0) if box is None else box.clip(box.sample(key))
+        box = self.system.noise_box
+        return box.clip(box.sample(key))
 
     def reference(self, t: Int[Array, ""], context: Any) -> Float[Array, " n"]:
         """The state asked for at time step t, shape [n]; the equilibrium by default. It need not be safe."""
@@ -156,7 +156,7 @@ class Task(eqx.Module):
         """
         return None
 
-    def scene(self, states: np.ndarray, t: int, context: Any, futures: dict[str, np.ndarray]) -> Scene | None:
+    def scene(self, states: np.ndarray, t: int, context: Any, futures: dict[Role, np.ndarray]) -> Scene | None:
         """What the task looks like at step t of an episode, for animations; None where states over time must do.
 
         Runs on the host, in numpy.

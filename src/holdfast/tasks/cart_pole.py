@@ -11,7 +11,7 @@ from holdfast.sets import Box, SuperlevelSet
 from holdfast.systems import CartPole
 from holdfast.tasks.base import SafetySettings, Task
 from holdfast.tasks.limits import limits
-from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
+from holdfast.tasks.scene import Circle, Polyline, Rectangle, Role, Scene
 from holdfast.tasks.tracking import tracking_rmse
 
 TRACK, LEAN = 1.0, 0.5
@@ -74,7 +74,7 @@ class CartPoleTrack(Task):
 
 
 def cart_with_pole(
-    state: np.ndarray, futures: dict[str, np.ndarray], length: float
+    state: np.ndarray, futures: dict[Role, np.ndarray], length: float
 ) -> tuple[Polyline | Rectangle, ...]:
     """The cart and its pole from the side, and the paths of the pole's tip.
 

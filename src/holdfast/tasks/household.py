@@ -44,8 +44,6 @@ class HouseholdMonth(Task):
         "actor_rate": 3e-3,
         "restart": 0.01,
     }
-    #: Unsafe SHAC there.
-    published: ClassVar = {"return": -114165.0}
 
     system: Household = eqx.field(default_factory=Household)
     safe_set: SuperlevelSet = eqx.field(
@@ -59,15 +57,12 @@ class HouseholdMonth(Task):
     safety: RobustSafety = eqx.field(default_factory=lambda: shipped_safety(HouseholdMonth.name, Household().input_box))
     year: HouseholdYear = eqx.field(default_factory=household_year)
 
-    def sample_start(self, key):
-        return self.safety.region.sample(key)
-
     def sample_context(self, key):
         """The hour of the year with which the episode begins, shape []."""
         return jax.random.randint(key, (), 0, HOURS)
 
     def disturbance(self, key, t, context):
-        return self.system.disturbance_box.clip(self._at(self.year.outdoor, t, context)[None])
+        return self.system.noise_box.clip(self._at(self.year.outdoor, t, context)[None])
 
     def observe(self, x, t, context):
         of_day = 2 * np.pi * ((context + t) % 24) / 24

@@ -29,11 +29,15 @@ at every step, so that it can hold what it chose: fold t into it for what should
 
 def reset(task: Task, guard: Guard, key: Key[Array, ""], dtype=None) -> Episode:
     """A new episode. Its key decides start and context; use fold_in(seed, episode), so that batches do not matter."""
-    start_key, context_key = jax.random.split(key)
-    x = task.sample_start(start_key)
+    x = task.sample_start(jax.random.split(key)[0])
     x = x if dtype is None else x.astype(dtype)
-    context = task.context_at(x, task.sample_context(context_key))
+    context = episode_context(task, key, x)
     return Episode(x, jnp.zeros((), jnp.int32), context, guard.init(x), jax.random.fold_in(key, 2))
+
+
+def episode_context(task: Task, key: Key[Array, ""], x: Float[Array, " n"]) -> Any:
+    """The context of the episode that `reset` begins with this key, at its start x [n]."""
+    return task.context_at(x, task.sample_context(jax.random.split(key)[1]))
 
 
 def step(
@@ -46,7 +50,7 @@ def step(
     answer, guard_state = guard.step(episode.guard, episode.x, u)
     x, t, context = episode.x, episode.t, episode.context
     w = _disturbance(task, episode, answer.action, disturb)
-    x_next = plant_step(task, x, answer.action, w)
+    x_next = task.system.disturbed_step(x, answer.action, w)
     margin = task.safe_set.margin(x_next)
     over = t + 1 >= task.episode_steps
     transition = Transition(
@@ -68,17 +72,12 @@ def step(
     return Episode(x_next, t + 1, context, guard_state, episode.key), transition
 
 
-def plant_step(task: Task, x: Float[Array, " n"], u: Float[Array, " m"], w: Float[Array, " d"]) -> Float[Array, " n"]:
-    """The system's step under the disturbance w, shape [n]; its undisturbed step where d = 0."""
-    return task.system.step(x, u, w) if w.shape[0] else task.system.step(x, u)
-
-
 def _disturbance(task: Task, episode: Episode, u: Float[Array, " m"], disturb: Disturb | None) -> Float[Array, " d"]:
-    if disturb is None or task.system.disturbance_box is None:
+    if disturb is None or task.system.noise_box.dimension == 0:
         key = jax.random.fold_in(episode.key, episode.t)
         return task.disturbance(key, episode.t, episode.context).astype(episode.x.dtype)
     w = disturb(episode.key, episode.x, u, episode.t, episode.context)
-    return task.system.disturbance_box.clip(w.astype(episode.x.dtype))
+    return task.system.noise_box.clip(w.astype(episode.x.dtype))
 
 
 def rollout(

@@ -6,10 +6,9 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from holdfast.sets import Box, FreeSpace, SuperlevelSet
+from holdfast.sets import Box, FreeSpace, SuperlevelSet, length
 from holdfast.systems import Retreat, Seeker
 from holdfast.tasks.base import RobustSafety, Task
-from holdfast.tasks.length import length
 from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
 
 WALL = 8.0
@@ -32,7 +31,7 @@ def course() -> FreeSpace:
 
 def _safety() -> RobustSafety:
     system = Seeker()
-    noise = float(np.max(system.disturbance_box.upper))
+    noise = float(np.max(system.noise_box.upper))
     return RobustSafety(course(), Retreat(course(), system.dt, noise, system.input_box))
 
 
@@ -67,9 +66,6 @@ class SeekerCourse(Task):
         default_factory=lambda: SuperlevelSet(course().margin, _NAMES, ("m",) * len(_NAMES))
     )
     state_box: Box = eqx.field(default_factory=lambda: Box([-WALL, -WALL], [WALL, WALL]))
-
-    def sample_start(self, key):
-        return self.safety.region.sample(key)
 
     def sample_context(self, key):
         """The goal, shape [2]."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from holdfast.tasks.scene import Circle, Polyline, Rectangle, Scene
+from holdfast.tasks.scene import Circle, Polyline, Rectangle, Role, Scene
 
 _ARM = 0.28
 
@@ -11,7 +11,7 @@ def side_view(
     states: np.ndarray,
     t: int,
     reference: np.ndarray,
-    futures: dict[str, np.ndarray],
+    futures: dict[Role, np.ndarray],
     window: tuple[float, float, float, float],
     ceiling: float,
     floor: float | None = None,

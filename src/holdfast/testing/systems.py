@@ -92,7 +92,7 @@ def check_words(system: System) -> None:
 def check_traceable(system: System, states: np.ndarray, inputs: np.ndarray) -> None:
     """Shapes of derivative and step; nothing is compiled."""
     if isinstance(system, ContinuousSystem):
-        w = np.zeros((len(states), 0 if system.disturbance_box is None else system.disturbance_box.dimension))
+        w = np.zeros((len(states), system.noise_box.dimension))
         # Apart from `step`: a derivative of one number would be broadcast over the state without a word.
         check_shape(f"{name_of(system)}.derivative", system.derivative, (states, inputs, w), (system.state_size,))
     check_shape(f"{name_of(system)}.step", system.step, (states, inputs), (system.state_size,))

@@ -9,4 +9,5 @@ def length(v: Float[Array, " k"]) -> Float[Array, ""]:
     squared = jnp.sum(v * v)
     away = squared > 0
     # The square root's derivative at zero is infinite, and infinity times zero is NaN: hence the inner `where`.
-    return jnp.where(away, jnp.sqrt(jnp.where(away, squared, 1.0)), 0.0)
+    # Where not: zero, or NaN, which stays.
+    return jnp.where(away, jnp.sqrt(jnp.where(away, squared, 1.0)), squared)

@@ -1,16 +1,12 @@
 """Robust control invariant sets as JSON files: what tasks ship, and what `holdfast synthesise` writes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
-import numpy as np
-
 from holdfast.backup import InvariantSet
-from holdfast.certify.duality import bounding_box
-from holdfast.certify.synthesis import synthesise_invariant_set
-from holdfast.sets import Box, Polytope
+from holdfast.certify import synthesise_invariant_set
+from holdfast.runs import atomic_write
+from holdfast.sets import Box, Zonotope
 from holdfast.systems import System
 
 #: Task -> options of the synthesis that made its shipped set. Others are made with the defaults.
@@ -33,39 +29,19 @@ def synthesise_for(name: str, system: System, feasible: Box) -> InvariantSet:
     return synthesise_invariant_set(system, feasible, **RECIPES.get(name, {}))
 
 
-def polygon_generators(region: Polytope) -> np.ndarray | None:
-    """Generators [2, g] of a planar set with a centre of symmetry; None for any other.
-
-    A symmetric polygon is the zonotope of half its edges, each taken once of every opposite pair.
-    """
-    N, d = region.normals, region.offsets
-    if N.shape[1] != 2:
-        return None
-    lower, upper = bounding_box(N, d)
-    centre = 0.5 * (lower + upper)
-    order = np.argsort(np.arctan2(N[:, 1], N[:, 0]))
-    N, d = N[order], (d - N @ centre)[order]
-    opposite = len(d) // 2
-    if (
-        len(d) % 2
-        or not np.allclose(N, -np.roll(N, opposite, 0), atol=1e-5)
-        or not np.allclose(d, np.roll(d, opposite), rtol=1e-5)
-    ):
-        return None
-    corners = np.array([np.linalg.solve(np.stack([N[k], N[k - 1]]), [d[k], d[k - 1]]) for k in range(len(d))])
-    return 0.5 * (np.roll(corners, -1, 0) - corners)[:opposite].T
-
-
 def invariant_set_to_json(invariant: InvariantSet, made_by: str) -> dict:
     """The numbers of a set and its controller: "normals" [p, n] and "offsets" [p] of S = {N x <= d}; "generators" [n, g] of
     the same set about "centre" where it is a symmetric polygon, else null; "gain" [m, n], "centre" [n] and
     "centre_input" [m] of the clipped feedback; "made_by", in words."""
-    region, control = invariant.region, invariant.controller
-    generators = polygon_generators(region)
+    region, control = invariant.polytope, invariant.feedback
+    try:
+        generators = Zonotope.from_polygon(region, 1e-5).generators.tolist()
+    except ValueError:
+        generators = None
     return {
         "normals": region.normals.tolist(),
         "offsets": region.offsets.tolist(),
-        "generators": None if generators is None else generators.tolist(),
+        "generators": generators,
         "centre": control.centre.tolist(),
         "gain": control.gain.tolist(),
         "centre_input": control.centre_input.tolist(),
@@ -80,4 +56,4 @@ def write_invariant_set(path: Path, invariant: InvariantSet, made_by: str) -> No
         nested = isinstance(value, list) and value and isinstance(value[0], list)
         text = "[\n  " + ",\n  ".join(json.dumps(row) for row in value) + "\n ]" if nested else json.dumps(value)
         parts.append(f' "{key}": {text}')
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    atomic_write(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
