@@ -42,7 +42,7 @@ def physics_of(task: Task) -> str:
     if isinstance(task.safety, RobustSafety):
         noise = system.noise_box
         functions |= {"piece": (task.safety.region.piece, (x,)), "controller": (task.safety.controller, (x,))}
-        if noise is not None:
+        if noise.dimension:
             functions["step"] = (system.step, (x, u, jax.ShapeDtypeStruct((noise.dimension,), jnp.float64)))
             boxes.append(noise)
         return physics_hash(functions, [[box.lower, box.upper] for box in boxes])

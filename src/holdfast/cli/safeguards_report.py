@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from holdfast.cli.safeguards_table import MODEL_FREE, VARIANTS, cell_name
+from holdfast.cli.safeguards_table import MODEL_FREE, VARIANTS, cell_name, time_name
 from holdfast.evaluate import (
     PairedComparison,
     bootstrap_interval,
@@ -74,12 +74,21 @@ def safeguards_table(
         rows = []
         for algorithm in algorithms:
             unsafe = cells.get(cell_name(task, algorithm, "none"))
+            times = relative_times(cells.get(time_name(task, algorithm)))
             for variant in VARIANTS if algorithm == "shac" else MODEL_FREE:
                 cell = cells.get(cell_name(task, algorithm, variant))
                 if cell is not None:
-                    rows.append(_row(task, algorithm, variant, cell, unsafe))
+                    rows.append(_row(task, algorithm, variant, cell, unsafe) | {"relative_time": times.get(variant)})
         table[task] = rows
     return table
+
+
+def relative_times(cell: Mapping[str, Any] | None) -> dict[str, float]:
+    """Median over the turns of a variant's seconds over those of unsafe training in the same turn."""
+    if cell is None:
+        return {}
+    unsafe = np.asarray(cell["seconds"]["none"])
+    return {variant: float(np.median(np.asarray(each) / unsafe)) for variant, each in cell["seconds"].items()}
 
 
 def _row(task: str, algorithm: str, variant: str, cell, unsafe) -> dict[str, Any]:
@@ -87,7 +96,6 @@ def _row(task: str, algorithm: str, variant: str, cell, unsafe) -> dict[str, Any
     against = None if unsafe is None or variant == "none" else compare_paired(returns, np.asarray(unsafe["returns"]))
     last = compare_paired(returns, best)
     curve, evaluation, worst = cell["curve"], cell["evaluation"], cell.get("worst_case", {})
-    seconds = cell["seconds"]["train"]
     return {
         "algorithm": algorithm,
         "safeguard": variant,
@@ -114,8 +122,7 @@ def _row(task: str, algorithm: str, variant: str, cell, unsafe) -> dict[str, Any
         "chosen_noise_steps": sum(each["steps"] for each in worst.values()),
         "chosen_noise_violations": sum(each["violations"] for each in worst.values()) if worst else None,
         "lapses": evaluation["uncertified_steps"] + sum(each["uncertified_steps"] for each in worst.values()),
-        "train_seconds": seconds,
-        "relative_time": None if unsafe is None else seconds / unsafe["seconds"]["train"],
+        "train_seconds": cell["seconds"]["train"],
         "metrics": {name: float(np.mean(values)) for name, values in cell["metrics"].items()},
         "curve": {
             "steps": [point["step"] for point in curve],

@@ -1,7 +1,7 @@
 """`holdfast reproduce safeguards`: variants of the safeguard x {SHAC, PPO, SAC} x tasks, in resumable cells."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from holdfast.cli.config import Algorithm, SettledConfig, TrainConfig
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import require_proof, run_keys, training_safety
 from holdfast.evaluate import Disturbance, EpisodeResults, Evaluator, OneOf, default_disturbances
-from holdfast.learn import initialise, train
+from holdfast.learn import compiled, initialise, train
 from holdfast.runs import to_json
 from holdfast.tasks import Task
 
@@ -53,6 +53,8 @@ STEPS = {
 }
 #: SAC takes a gradient step every four environment steps: the household's million would take it an hour.
 _SAC_STEPS = {"household": 200_000}
+#: Stretches of training that are timed.
+_REPETITIONS = 3
 _SEEDS: dict[str, int] = {"shac": 10, "ppo": 3, "sac": 3}
 
 
@@ -79,8 +81,9 @@ def safeguard_cells(tasks: Sequence[str], algorithms: Sequence[str], size: Size)
         if algorithm not in algorithms:
             continue
         for task in tasks:
-            for variant in VARIANTS if algorithm == "shac" else MODEL_FREE:
-                cells.append(_cell(task, algorithm, variant, size))
+            variants = tuple(VARIANTS) if algorithm == "shac" else MODEL_FREE
+            cells += [_cell(task, algorithm, variant, size) for variant in variants]
+            cells.append(_time_cell(task, algorithm, variants, size))
     return cells
 
 
@@ -88,9 +91,25 @@ def cell_name(task: str, algorithm: str, variant: str) -> str:
     return f"{task}/{algorithm}/{variant.replace(',', '').replace('+', 'with').replace(' ', '_')}"
 
 
+def time_name(task: str, algorithm: str) -> str:
+    """The cell with the seconds of training of all variants."""
+    return f"{task}/{algorithm}/training_time"
+
+
 def _cell(task: str, algorithm: Algorithm, variant: str, size: Size) -> Cell:
+    config = _config(task, algorithm, variant, size)
+    return Cell(cell_name(task, algorithm, variant), _settings(config, size), lambda: compute(config, size))
+
+
+def _time_cell(task: str, algorithm: Algorithm, variants: Sequence[str], size: Size) -> Cell:
+    configs = {variant: _config(task, algorithm, variant, size) for variant in variants}
+    settings = {variant: _settings(config, size) for variant, config in configs.items()}
+    return Cell(time_name(task, algorithm), settings, lambda: training_times(configs, size))
+
+
+def _config(task: str, algorithm: Algorithm, variant: str, size: Size) -> SettledConfig:
     options = {"intervention_penalty": 0.0, "margin_penalty": 0.0, "gradient": "exact"} | VARIANTS[variant]
-    config = TrainConfig(
+    return TrainConfig(
         task=task,
         algorithm=algorithm,
         placement="policy" if algorithm == "shac" else "environment",
@@ -99,8 +118,10 @@ def _cell(task: str, algorithm: Algorithm, variant: str, size: Size) -> Cell:
         episodes=size.episodes,
         **options,
     ).for_task(load_task(task))
-    settings = to_json(config) | {"size": asdict(size), "physics": physics_of(load_task(task))}
-    return Cell(cell_name(task, algorithm, variant), settings, lambda: compute(config, size))
+
+
+def _settings(config: SettledConfig, size: Size) -> dict[str, Any]:
+    return to_json(config) | {"size": asdict(size), "physics": physics_of(load_task(config.task))}
 
 
 _certified: dict[str, Certified] = {}
@@ -115,17 +136,44 @@ def _certify(name: str) -> Certified:
     return _certified[name]
 
 
-def compute(config: SettledConfig, size: Size) -> dict[str, Any]:
-    """Trains one cell's seeds in one program and evaluates them along the way and at the end, on common starts."""
+def _prepare(config: SettledConfig, size: Size):
+    """(task, guard, trainer, keys of the seeds, updates of a point of the curve)."""
     task = load_task(config.task)
     guard = make_guard(task, _certify(config.task), None, config)
-    trainer = policy_trainer(task, guard, config)
+    updates = policy_trainer(task, guard, config).settings.updates
     # Whole chunks only: a remainder would compile a program of its own.
-    chunk = -(-trainer.settings.updates // size.points)
-    updates = chunk * (-(-trainer.settings.updates // chunk))
+    chunk = -(-updates // size.points)
+    updates = chunk * (-(-updates // chunk))
     trainer = policy_trainer(task, guard, replace(config, steps=None, updates=updates))
-    clock, begun = CompileClock(), time.monotonic()
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(run_keys(config))
+    return task, guard, trainer, keys, chunk
+
+
+def training_times(configs: Mapping[str, SettledConfig], size: Size) -> dict[str, Any]:
+    """Seconds of the same stretch of training for every variant, in turns, so that a load that comes and goes meets all
+    alike: {"updates", "seconds": {variant: [repetitions]}}. The first stretch, in which programs are compiled, is left out.
+    """
+    running, seconds = {}, {variant: [] for variant in configs}
+    for variant, config in configs.items():
+        _, _, trainer, keys, chunk = _prepare(config, size)
+        state = initialise(trainer, keys)
+        advance = compiled(trainer, state)
+        running[variant] = advance, advance(state, chunk)[0], chunk
+    for _ in range(_REPETITIONS):
+        for variant, (advance, state, chunk) in running.items():
+            jax.block_until_ready(jax.tree.leaves(state))
+            begun = time.monotonic()
+            state, _ = advance(state, chunk)
+            jax.block_until_ready(jax.tree.leaves(state))
+            seconds[variant].append(time.monotonic() - begun)
+            running[variant] = advance, state, chunk
+    return {"updates": {variant: chunk for variant, (_, _, chunk) in running.items()}, "seconds": seconds}
+
+
+def compute(config: SettledConfig, size: Size) -> dict[str, Any]:
+    """Trains one cell's seeds in one program and evaluates them along the way and at the end, on common starts."""
+    task, guard, trainer, keys, chunk = _prepare(config, size)
+    updates, clock, begun = trainer.settings.updates, CompileClock(), time.monotonic()
     state = initialise(trainer, keys)
     policies = [(0, state.policy)]
 

@@ -1,7 +1,7 @@
 """Learning: phase 1 (a backup that arrives safely), phase 2 (a policy through a guard), one loop for both."""
 
 from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer
-from holdfast.learn.loop import Trainer, TrainingDiverged, initialise, train
+from holdfast.learn.loop import Trainer, TrainingDiverged, compiled, initialise, train
 from holdfast.learn.normalisation import NormalisedPolicy, RunningNormaliser
 from holdfast.learn.ppo import PpoSettings, PpoState, PpoTrainer
 from holdfast.learn.sac import SacSettings, SacState, SacTrainer
@@ -36,6 +36,7 @@ __all__ = [
     "ShacTrainer",
     "Trainer",
     "TrainingDiverged",
+    "compiled",
     "initialise",
     "train",
 ]

@@ -71,8 +71,11 @@ def initialise(trainer: Trainer, keys: Key[Array, " S"]):
     return eqx.combine(stacked, shape["static"])
 
 
-def _compile(trainer: Trainer, state: Any):
-    """(state, updates) -> (state, metrics [S, updates]), compiled once for each number of updates."""
+def compiled(trainer: Trainer, state: Any) -> Callable[[Any, int], tuple[Any, dict[str, Array]]]:
+    """(state, updates) -> (state, metrics [S, updates]), compiled once for each number of updates.
+
+    `trainer` and `state` are as `train` takes them, which looks after what is not finite and says how far it is.
+    """
     trainer_arrays, trainer_static = _per_seed(trainer)
     _, state_static = _per_seed(state)
 
@@ -117,7 +120,7 @@ def train(
     Raises:
         TrainingDiverged: if a gradient was not finite; nothing is zeroed in silence.
     """
-    advance = _compile(trainer, state)
+    advance = compiled(trainer, state)
     done = start
     while done < updates:
         # One chunk size compiles one program; only a remainder pays for another.

@@ -28,7 +28,8 @@ SAFEGUARD_LEGEND = (
     "unsafe variant's |IQM|; seeds and starts are resampled. Steps to 95 %: environment steps of the first evaluation that "
     "gained 95 % of what training gained between the first evaluation and the best one. Interventions: share of steps on "
     "which something else than the policy's action was applied. Violations: samples outside the safe set, no tolerance. "
-    f"Time: wall time of training relative to unsafe training. {NOTHING}: not measured, or not published."
+    "Time: wall time of training relative to unsafe training, both trained in turns by one process. "
+    f"{NOTHING}: not measured, or not published."
 )
 """What the columns mean, to stand below the table."""
 
