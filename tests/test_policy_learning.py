@@ -22,7 +22,7 @@ from holdfast.learn import (
 )
 from holdfast.learn.advantage import generalised_advantage
 from holdfast.learn.experience import tamed
-from holdfast.learn.loop import _compile
+from holdfast.learn.loop import compiled
 from holdfast.learn.networks import Network, TanhGaussian, log_density
 from holdfast.learn.replay import Replay, Transitions, transitions_of
 from holdfast.sets import Box
@@ -266,7 +266,7 @@ def test_seeds_alone_are_the_seeds_together(trained):
 def test_going_on_gives_the_same_bits_and_a_broken_reward_is_counted(trained):
     trainer, keys, whole, halfway, _ = trained
     assert jax.tree.structure(_blank(trainer, keys)) == jax.tree.structure(whole)
-    advance = _compile(trainer, halfway)
+    advance = compiled(trainer, halfway)
     resumed, metrics = advance(halfway, 2)
     np.testing.assert_array_equal(metrics["nonfinite"], np.zeros((2, 2)))
     for expected, found in zip(numbers(whole), numbers(resumed)):

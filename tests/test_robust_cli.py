@@ -119,6 +119,7 @@ def test_it_is_exported_and_equals_the_original(trained):
 
 def test_the_table_is_filled_written_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(safeguards_table, "MODEL_FREE", ("none", "boundary projection"))
+    monkeypatch.setattr(safeguards_table, "CHOSEN_NOISE", ("boundary projection",))
     monkeypatch.setattr(
         importlib.import_module("holdfast.cli.safeguards_report"), "MODEL_FREE", safeguards_table.MODEL_FREE
     )
@@ -131,6 +132,9 @@ def test_the_table_is_filled_written_and_kept(tmp_path, monkeypatch):
     assert unsafe["safeguard"] == "none" and unsafe["violations"] + unsafe["training_violations"] > 0
     assert safe["violations"] == safe["training_violations"] == safe["chosen_noise_violations"] == safe["lapses"] == 0
     assert safe["against_unsafe"]["seeds"] == 2 and safe["against_unsafe"]["starts"] == 8
+    assert unsafe["relative_time"] == 1.0 and safe["relative_time"] > 0
+    chosen = safe["training_under_chosen_noise"]
+    assert chosen["noise"] == ["vertices", "gradient"] and chosen["steps"] == 2048 and chosen["violations"] == 0
     words = (tmp_path / "safeguards.md").read_text(encoding="utf-8")
     assert "boundary projection" in words and "holdfast" in words
     # Again: nothing is computed, and other settings are refused.

@@ -16,7 +16,7 @@ from holdfast.cli.robust import certify_robust_task
 from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
 from holdfast.runs import physics_hash
 from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
-from holdfast.tasks import RobustSafety, Task, make_task
+from holdfast.tasks import Disturb, RobustSafety, Task, make_task
 from holdfast.types import Guard, Unguarded
 
 #: States on which a backup is looked at, and the share of those outside the base set that it has to certify.
@@ -165,15 +165,15 @@ def make_guard(
     return Safeguard(source, tuple(MAPS[name]() for name in names), config.gradient)
 
 
-def policy_trainer(task: Task, guard: Guard, config: SettledConfig):
-    """Phase 2: the algorithm's trainer, with every setting of it that the config has."""
+def policy_trainer(task: Task, guard: Guard, config: SettledConfig, disturb: Disturb | None = None):
+    """Phase 2: the algorithm's trainer, with every setting of it that the config has. `disturb` chooses the disturbances."""
     kind, settings = ALGORITHMS[config.algorithm]
     given = {each.name: getattr(config, each.name) for each in fields(settings) if hasattr(config, each.name)}
-    trainer = kind(task, guard, settings(**given))
+    trainer = kind(task, guard, settings(**given), disturb=disturb)
     if config.steps is None:
         return trainer
     given["updates"] = math.ceil(config.steps / trainer.steps_per_update)
-    return kind(task, guard, settings(**given))
+    return kind(task, guard, settings(**given), disturb=disturb)
 
 
 def of_seed(tree, index: int):

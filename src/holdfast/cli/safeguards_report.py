@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from holdfast.cli.safeguards_table import MODEL_FREE, VARIANTS, cell_name, time_name
+from holdfast.cli.safeguards_table import MODEL_FREE, VARIANTS, cell_name, chosen_noise_name, time_name
 from holdfast.evaluate import (
     PairedComparison,
     bootstrap_interval,
@@ -78,7 +78,9 @@ def safeguards_table(
             for variant in VARIANTS if algorithm == "shac" else MODEL_FREE:
                 cell = cells.get(cell_name(task, algorithm, variant))
                 if cell is not None:
-                    rows.append(_row(task, algorithm, variant, cell, unsafe) | {"relative_time": times.get(variant)})
+                    row = _row(task, algorithm, variant, cell, unsafe) | {"relative_time": times.get(variant)}
+                    chosen = cells.get(chosen_noise_name(task, algorithm, variant))
+                    rows.append(row | {"training_under_chosen_noise": chosen})
         table[task] = rows
     return table
 
@@ -156,6 +158,20 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
+def chosen_noise_sentence(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What training under noise that an adversary chose came to, over all variants for which it was done."""
+    trained = [row["training_under_chosen_noise"] for row in rows if row["training_under_chosen_noise"]]
+    if not trained:
+        return None
+    steps = sum(each["steps"] for each in trained)
+    violations = sum(each["violations"] + each["unpromised_violations"] for each in trained)
+    lapses = sum(each["statuses"]["uncertified"] for each in trained)
+    return (
+        f"Training under chosen noise (vertices held, and the vertex that takes most from the set's margins): {steps:,} steps "
+        f"of {len(trained)} safeguarded variants, {violations} violations, {lapses} steps without a promise."
+    )
+
+
 def write_safeguards_table(table: Mapping[str, list[dict]], out: Path, *, command: str) -> list[Path]:
     """Writes safeguards.json, safeguards.md and learning_curves.png; returns where."""
     files = [out / name for name in ("safeguards.json", "safeguards.md", "learning_curves.png")]
@@ -164,7 +180,8 @@ def write_safeguards_table(table: Mapping[str, list[dict]], out: Path, *, comman
     parts = [f"# Safeguards\n\n`{command}`\n\n{SAFEGUARD_LEGEND}\n"]
     for task, rows in table.items():
         if rows:
-            said = "".join(f"- {sentence}\n" for sentence in verdicts(rows))
+            noise = chosen_noise_sentence(rows)
+            said = "".join(f"- {sentence}\n" for sentence in (*verdicts(rows), *([noise] if noise else ())))
             parts.append(f"\n## {task}\n\n{safeguard_markdown([results_of(row) for row in rows])}\n{said}")
     atomic_write(files[1], "".join(parts).encode())
     figure = safeguards_figure(table)

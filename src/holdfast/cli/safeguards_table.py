@@ -42,6 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 #: What PPO and SAC are compared with; the safeguard is part of their environment.
 MODEL_FREE = ("none", "boundary projection", "ray mask")
+#: What is trained under chosen noise too.
+CHOSEN_NOISE = ("boundary projection", "ray mask")
 ALGORITHMS: tuple[Algorithm, ...] = ("shac", "ppo", "sac")
 #: Environment steps of phase 2 (published: 100 k, 200 k, 1 M for pendulum, quadrotor, household).
 STEPS = {
@@ -83,6 +85,7 @@ def safeguard_cells(tasks: Sequence[str], algorithms: Sequence[str], size: Size)
         for task in tasks:
             variants = tuple(VARIANTS) if algorithm == "shac" else MODEL_FREE
             cells += [_cell(task, algorithm, variant, size) for variant in variants]
+            cells += [_chosen_noise_cell(task, algorithm, variant, size) for variant in CHOSEN_NOISE]
             cells.append(_time_cell(task, algorithm, variants, size))
     return cells
 
@@ -96,9 +99,20 @@ def time_name(task: str, algorithm: str) -> str:
     return f"{task}/{algorithm}/training_time"
 
 
+def chosen_noise_name(task: str, algorithm: str, variant: str) -> str:
+    """The cell with a safeguarded variant's training under chosen noise."""
+    return f"{cell_name(task, algorithm, variant)}_under_chosen_noise"
+
+
 def _cell(task: str, algorithm: Algorithm, variant: str, size: Size) -> Cell:
     config = _config(task, algorithm, variant, size)
     return Cell(cell_name(task, algorithm, variant), _settings(config, size), lambda: compute(config, size))
+
+
+def _chosen_noise_cell(task: str, algorithm: Algorithm, variant: str, size: Size) -> Cell:
+    config = _config(task, algorithm, variant, size)
+    name = chosen_noise_name(task, algorithm, variant)
+    return Cell(name, _settings(config, size), lambda: train_under_chosen_noise(config, size))
 
 
 def _time_cell(task: str, algorithm: Algorithm, variants: Sequence[str], size: Size) -> Cell:
@@ -168,6 +182,18 @@ def training_times(configs: Mapping[str, SettledConfig], size: Size) -> dict[str
             seconds[variant].append(time.monotonic() - begun)
             running[variant] = advance, state, chunk
     return {"updates": {variant: chunk for variant, (_, _, chunk) in running.items()}, "seconds": seconds}
+
+
+def train_under_chosen_noise(config: SettledConfig, size: Size) -> dict[str, Any]:
+    """What the guard did in a stretch of training whose noise an adversary chose: vertices held for one seed, the vertex that
+    takes most from the set's margins for the next, in turns."""
+    task, guard, _, keys, chunk = _prepare(config, size)
+    kinds = default_disturbances(task, guard)[1:]
+    # An array has a seed axis in training.
+    adversary = OneOf(kinds, jnp.arange(config.seeds) % len(kinds))
+    trainer = policy_trainer(task, guard, config, adversary)
+    state = train(trainer, initialise(trainer, keys), updates=chunk, chunk=chunk)
+    return {"seeds": config.seeds, "noise": [kind.name for kind in kinds], **training_safety(state)}
 
 
 def compute(config: SettledConfig, size: Size) -> dict[str, Any]:

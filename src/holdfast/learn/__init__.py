@@ -1,8 +1,9 @@
 """Learning: phase 1 (a backup that arrives safely), phase 2 (a policy through a guard), one loop for both."""
 
-from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer
+from holdfast.learn.experience import PolicySettings
 from holdfast.learn.loop import Trainer, TrainingDiverged, compiled, initialise, train
 from holdfast.learn.normalisation import NormalisedPolicy, RunningNormaliser
+from holdfast.learn.policy_trainer import PolicyState, PolicyTrainer
 from holdfast.learn.ppo import PpoSettings, PpoState, PpoTrainer
 from holdfast.learn.sac import SacSettings, SacState, SacTrainer
 from holdfast.learn.safe_arrival import SafeArrivalSettings, SafeArrivalState, SafeArrivalTrainer

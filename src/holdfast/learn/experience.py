@@ -1,6 +1,5 @@
 """Experience: episodes side by side through a guard, renewed where they end, with what the guard did counted."""
 
-import abc
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -9,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from holdfast.learn.networks import Network, TanhGaussian
-from holdfast.learn.normalisation import NormalisedPolicy, RunningNormaliser
-from holdfast.learn.optimise import adam
-from holdfast.tasks import Episode, Task, reset, step
+from holdfast.learn.networks import Network
+from holdfast.learn.normalisation import RunningNormaliser
+from holdfast.tasks import Disturb, Episode, Task, reset, step
 from holdfast.types import Guard, Status, Transition
 
 Placement = Literal["policy", "environment"]
@@ -103,40 +101,6 @@ class Experience(eqx.Module):
     safety: Safety
 
 
-class PolicyState(eqx.Module):
-    """What every algorithm needs to go on, beside its critics: a pytree of arrays; `nominal` is the task's.
-
-    Attributes:
-        nominal: observation [o] -> the input [m] that the policy corrects.
-        actor: the policy on normalised observations.
-        actor_optimiser: its optimiser's state.
-        experience: where training stands in its environments.
-        key: for all that follows.
-        updates: done so far, shape [].
-    """
-
-    nominal: Callable[[Float[Array, " o"]], Float[Array, " m"]]
-    actor: TanhGaussian
-    actor_optimiser: Any
-    experience: Experience
-    key: Key[Array, ""]
-    updates: Int[Array, ""]
-
-    @property
-    def policy(self) -> NormalisedPolicy:
-        """The deterministic policy on raw observations."""
-        return NormalisedPolicy(self.experience.normaliser, self.actor, self.nominal)
-
-    @property
-    def safety(self) -> Safety:
-        """What the guard did in training so far."""
-        return self.experience.safety
-
-    def propose(self, actor: TanhGaussian, observation: Float[Array, " o"], noise: Float[Array, " m"]):
-        """An actor's action [m] on a raw observation, for standard normal noise [m]."""
-        return actor(self.experience.normaliser(observation), self.nominal(observation), noise)
-
-
 class Window(eqx.Module):
     """H steps of E environments side by side; every shape begins with [H, E].
 
@@ -185,11 +149,13 @@ class Collector(eqx.Module):
         task: what is to be done.
         guard: between proposed and applied action.
         settings: numbers.
+        disturb: chooses the disturbance in place of the task, if given.
     """
 
     task: Task
     guard: Guard
     settings: PolicySettings
+    disturb: Disturb | None = None
 
     def start(self, episode_key: Key[Array, ""], unit_key: Key[Array, ""], anew: bool = False) -> Experience:
         """Before the first step. `anew`: these episodes are never flown, because every window begins with new ones."""
@@ -210,6 +176,10 @@ class Collector(eqx.Module):
         none = jnp.full(count, jnp.nan)
         return Experience(episodes, _return_from(episodes), none, normaliser, 1.0 / (unit + 1e-6), safety)
 
+    def move(self, episode: Episode, u: Float[Array, " m"]) -> tuple[Episode, Transition]:
+        """One step with the proposed action u [m], through the guard and under the disturbance."""
+        return step(self.task, self.guard, episode, u, self.disturb and _chosen(self.disturb))
+
     def collect(
         self,
         experience: Experience,
@@ -226,11 +196,11 @@ class Collector(eqx.Module):
             noise: what `act` draws from, leading axes [H, E].
             act: (observation [o], noise) -> (proposed action [m], anything to remember).
             value: observation [o] -> value of what follows; zero if not given.
-            move: (episode, proposed) -> (episode, transition): `holdfast.tasks.step` through the guard if not given.
+            move: (episode, proposed) -> (episode, transition): `move` if not given.
             anew: begin with new episodes instead of going on.
         """
         settings, task = self.settings, self.task
-        move = move or (lambda episode, u: step(task, self.guard, episode, u))
+        move = move or self.move
         half = jnp.asarray(task.system.input_box.half_widths, jnp.float32)
         typical = task.safe_set.margin(jnp.asarray(task.system.equilibrium()[0], jnp.float32))
 
@@ -327,48 +297,6 @@ class Collector(eqx.Module):
         return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), trial, episode)
 
 
-class PolicyTrainer(eqx.Module):
-    """What every algorithm is that learns a policy through a guard: a `Trainer` of the training loop.
-
-    Attributes:
-        task: what is to be done.
-        guard: between proposed and applied action: a safeguard, or `Unguarded`.
-        settings: numbers.
-    """
-
-    task: Task
-    guard: Guard
-    settings: eqx.AbstractVar[PolicySettings]
-
-    @abc.abstractmethod
-    def init(self, key: Key[Array, ""]) -> PolicyState: ...
-
-    @abc.abstractmethod
-    def update(self, state: PolicyState) -> tuple[PolicyState, dict[str, Array]]: ...
-
-    @property
-    def collector(self) -> Collector:
-        return Collector(self.task, self.guard, self.settings)
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps that one update makes."""
-        return self.settings.environments * self.settings.window
-
-    def _networks(self, actor_key: Key[Array, ""], critic_key: Key[Array, ""]) -> tuple[TanhGaussian, Network]:
-        """An actor, and a critic of states."""
-        task, settings, o = self.task, self.settings, self.task.observation_size
-        actor = TanhGaussian.initialise(actor_key, o, settings.hidden, task.system.input_box, settings.initial_std)
-        return actor, Network.initialise(critic_key, (o, *settings.hidden, 1), last_gain=0.1)
-
-    def _actor_optimiser(self, steps: int = 1):
-        """Adam for `steps` steps an update."""
-        return adam(self.settings.actor_rate, self.settings.updates * steps, clip=1.0)
-
-    def _critic_optimiser(self, steps: int = 1):
-        return adam(self.settings.critic_rate, self.settings.updates * steps, clip=1.0)
-
-
 def report(experience: Experience, window: Window) -> dict[str, Array]:
     """What the training loop logs of a window, whatever the algorithm."""
     status, size = window.status, window.cost.size
@@ -414,6 +342,11 @@ def tamed(window: Window, settings: PolicySettings) -> Window:
 def detached(tree: Any) -> Any:
     """The tree with no derivative through it."""
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+def _chosen(disturb: Disturb) -> Disturb:
+    """The adversary, to whom learning has no derivative."""
+    return lambda key, x, applied, t, context: detached(disturb(key, detached(x), detached(applied), t, context))
 
 
 def _return_from(episodes: Episode) -> Float[Array, " E"]:

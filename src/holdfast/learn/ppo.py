@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from holdfast.learn.advantage import generalised_advantage
-from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer, Window, report, tamed
+from holdfast.learn.experience import PolicySettings, Window, report, tamed
 from holdfast.learn.networks import Network, TanhGaussian, log_density
 from holdfast.learn.optimise import descend, norm, over_steps, start, value_and_gradient
+from holdfast.learn.policy_trainer import PolicyState, PolicyTrainer
 
 
 class PpoSettings(PolicySettings):

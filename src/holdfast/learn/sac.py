@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer, report, tamed
+from holdfast.learn.experience import PolicySettings, report, tamed
 from holdfast.learn.networks import Network, TanhGaussian, log_density
 from holdfast.learn.optimise import adam, arrays, descend, moved_towards, norm, over_steps, start, value_and_gradient
+from holdfast.learn.policy_trainer import PolicyState, PolicyTrainer
 from holdfast.learn.replay import Replay, Transitions, transitions_of
 
 

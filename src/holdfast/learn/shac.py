@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from holdfast.learn.advantage import td_lambda
-from holdfast.learn.experience import PolicySettings, PolicyState, PolicyTrainer, Window, detached, report
+from holdfast.learn.experience import PolicySettings, Window, detached, report
 from holdfast.learn.networks import Network, TanhGaussian
 from holdfast.learn.optimise import descend, limit_cotangent, moved_towards, norm, over_steps, start, value_and_gradient
-from holdfast.tasks import Episode, step
+from holdfast.learn.policy_trainer import PolicyState, PolicyTrainer
+from holdfast.tasks import Episode
 from holdfast.types import Transition
 
 
@@ -116,7 +117,7 @@ class ShacTrainer(PolicyTrainer):
     def _move(self, episode: Episode, proposed: Float[Array, " m"]) -> tuple[Episode, Transition]:
         """One step of an episode, with the derivatives that the settings ask for."""
         task = self.task
-        episode_next, seen = step(task, self.guard, self._limited(episode), proposed)
+        episode_next, seen = self.collector.move(self._limited(episode), proposed)
         if self.settings.placement == "environment":
             # The learner's derivative passes the guard by; the plant got what the guard applied.
             applied = _passing_by(proposed, seen.applied)
