@@ -31,11 +31,13 @@ def trained(tmp_path_factory):
     return out, answer.json
 
 
-def test_a_shipped_set_is_proved():
-    answer = command("verify", "balance-pendulum", "--json")
+@pytest.mark.parametrize("task", ["balance-pendulum", "balance-cartpole", "balance-quadrotor", "seeker", "household"])
+def test_what_a_task_ships_is_proved(task):
+    answer = command("verify", task, "--json")
     found = {each["name"]: each["discharge"] for each in answer.json["obligations"]}
     assert answer.code == 0 and answer.json["holds"]
-    assert found["invariant under its controller"] == found["safe"] == found["inside the feasible set"] == "proved"
+    assert found["safe"] == "proved"
+    assert set(found.values()) <= {"proved", "assumed", "checked"}
 
 
 def test_a_set_of_ones_own_is_proved_or_refuted_with_a_state_and_a_disturbance(tmp_path):

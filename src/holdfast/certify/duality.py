@@ -195,4 +195,12 @@ def bounding_box(normals: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, 
     bound = bound + residual.sum(axis=1) * largest * (1 + 1e-9) + 1e-12 * (np.abs(bound) + 1e-12)
     if np.any(-bound[n:] > bound[:n]):
         raise Unbounded("the polytope is empty: no x has N x <= d")
+    for j in range(n):
+        # Facets along a coordinate say it exactly; the linear programs lose a little to rounding.
+        alone = (normals[:, j] != 0) & (np.delete(normals, j, axis=1) == 0).all(axis=1)
+        quotient = np.abs(offsets[alone] / normals[alone, j])
+        exact = np.where(offsets[alone] < 0, -1, 1) * quotient
+        exact = np.where(np.abs(normals[alone, j]) == 1, exact, np.nextafter(exact, np.inf))
+        for k, side in ((j, normals[alone, j] > 0), (n + j, normals[alone, j] < 0)):
+            bound[k] = np.min(exact[side], initial=bound[k])
     return -bound[n:], bound[:n]
