@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.source import HalfSpaces
 from holdfast.solvers import chebyshev_centre, inscribed_zonotope, project, stretch
 
@@ -20,9 +21,16 @@ def chebyshev(polytope: HalfSpaces, u: Float[Array, " m"]) -> Float[Array, " m"]
 def zonotope(polytope: HalfSpaces, u: Float[Array, " m"]) -> Float[Array, " m"]:
     """Centre of the inscribed zonotope with the 2m generators of `directions` whose lengths have the largest geometric mean.
 
-    Source: arXiv 2506.01665.
+    Where there is none, as in a flat polytope, that of a largest ball, held constant. Source: arXiv 2506.01665.
     """
-    return inscribed_zonotope(polytope.normals, polytope.offsets, directions(u.shape[0])).centre
+    found = inscribed_zonotope(polytope.normals, polytope.offsets, directions(u.shape[0]))
+    ball = where_needed(
+        ~found.solved,
+        lambda operands: chebyshev(*operands),
+        jnp.zeros_like(u),
+        jax.lax.stop_gradient((polytope, u)),
+    )
+    return jnp.where(found.solved, found.centre, ball)
 
 
 def directions(m: int) -> Float[np.ndarray, "m 2m"]:
