@@ -74,7 +74,7 @@ def sliding_candidates(design, scales, surfaces, thicknesses, max_facets: int) -
 
 def _fast_mode(model: Model, gain) -> np.ndarray:
     """The left eigenvector k [n] of A + B K that decays fastest, in float32 numbers."""
-    values, vectors = scipy.linalg.eig(model.A + model.B @ gain)
+    values, vectors = (np.asarray(part) for part in np.linalg.eig(model.A + model.B @ gain))
     k = np.real(np.linalg.inv(vectors)[np.argmin(np.abs(values))])
     return (k / k[np.argmax(np.abs(k))]).astype(np.float32).astype(np.float64)
 
