@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from holdfast.certify import NotSynthesised, certify_invariant_set, synthesise_invariant_set
 from holdfast.cli.synthesis import write_invariant_set
 from holdfast.sets import Box
-from holdfast.systems import Pendulum
+from holdfast.systems import Pendulum, PlanarQuadrotor
 from systems_for_tests import NoisyCart
 
 FEASIBLE = Box([-np.pi, -8.0], [np.pi, 8.0])
@@ -45,6 +46,33 @@ def test_modal_box():
         NoisyCart(), Box([-1.0, -1.0], [1.0, 1.0]), time_constants=((0.6, 1.0, 2.0), (0.3, 0.6, 1.0))
     )
     assert len(made.region.offsets) == 4
+
+
+def test_a_slab_leaves_its_own_lqr_free():
+    """The best feedback that gave the surface never leaves the slab, though it saturates, so no safeguard would correct it."""
+    box, dt = Box([-1.0, -1.0], [1.0, 1.0]), NoisyCart().dt
+    weights = (1.0, 1.0)
+    made = synthesise_invariant_set(NoisyCart(), box, surfaces=(weights,), thicknesses=(0.2, 0.4))
+    assert certify_invariant_set(made, box, physics="").certificate.holds
+    N, d = made.polytope.normals, made.polytope.offsets
+    assert len(d) <= 12 and area(made.region, box) > 0.2
+    A, B = np.array([[1, dt], [0, 1]]), np.array([[dt**2], [dt]])
+    P = scipy.linalg.solve_discrete_are(A, B, np.diag(weights), [[1e-4]])
+    K = -np.linalg.solve(1e-4 + B.T @ P @ B, B.T @ P @ A)
+    random = np.random.default_rng(0)
+    x = random.uniform(-1, 1, (20_000, 2))
+    x = x[(x @ N.T <= d).all(axis=1)]
+    assert np.abs(x @ K.T).max() > 1.2
+    for _ in range(100):
+        x = x @ A.T + (np.clip(x @ K.T, -1, 1) + 0.1 * random.choice([-1.0, 1.0], (len(x), 1))) @ B.T
+        assert (x @ N.T <= d).all()
+
+
+def test_slabs_are_for_one_input():
+    with pytest.raises(ValueError, match="2 inputs; sliding surfaces are for one"):
+        synthesise_invariant_set(
+            PlanarQuadrotor(), Box([-2.0] * 6, [2.0] * 6), surfaces=((1.0,) * 6,), thicknesses=(0.1,)
+        )
 
 
 def test_too_much_noise_is_named():

@@ -1,21 +1,16 @@
 """Synthesis of robust control invariant polytopes with a clipped feedback.
 
 The step is fitted by a linear model over a region, x+ = A x + B u + E w + r, with a gain K from a sweep of LQR weights.
-Since n_i B_j clip(K_j x) <= max(n_i B_j K_j x, min over u_j of n_i B_j u_j), a polytope is invariant if for each facet and
-each choice of inputs taken as free or as saturated in the facet's favour
-
-    n_i (A + B_free K_free) x <= d_i - max_w n_i E w - max r_i - min_u n_i B_sat u_sat       for all x in S.
-
-Facets that fail this are cut off by that very half-space, until none fails: the maximal invariant set of Gilbert and Tan
-(1991), for saturated feedback. The cut goes deeper than the condition asks, so that few cuts suffice. What comes out is
-a proposal in floating point; `certify_invariant_set` proves it on the nonlinear step.
+The maximal invariant polytope under that gain is cut out facet by facet (`holdfast.certify.cutting`). Where that takes too
+many facets, two families have few: boxes of modes (`holdfast.certify.modal`) and slabs about sliding surfaces
+(`holdfast.certify.sliding`). What comes out is a proposal in floating point; `certify_invariant_set` proves it on the
+nonlinear step.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +18,21 @@ import numpy as np
 import scipy.linalg
 
 from holdfast.backup import InvariantSet
-from holdfast.certify.duality import corner_basis, maximise
+from holdfast.certify.cutting import Model, invariant_polytope, most
 from holdfast.certify.invariant_set import certify_invariant_set
 from holdfast.certify.modal import modal_candidates
 from holdfast.certify.robust_invariance import prove_robust_invariance
+from holdfast.certify.sliding import sliding_candidates
 from holdfast.sets import Box, Polytope
 from holdfast.systems import ClippedFeedback, System
 
-_SAMPLES, _MOST_ROUNDS = 4000, 150
-#: What facets must keep of their distance from the centre, and to what depth cuts go.
-_KEPT, _DEPTH = 2e-4, 3e-3
+_SAMPLES = 4000
 #: By how much a round of growth moves facets outwards.
 _GROWTH = 1.1
 
 
 class NotSynthesised(ValueError):
     """No set was found; the message says what was tried and what to give."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """x+ - c = A (x - c) + B (u - u_c) + E (w - w_c) + rest, with samples of the rest along the closed loop."""
-
-    A: np.ndarray
-    B: np.ndarray
-    E: np.ndarray
 
 
 class Designer:
@@ -141,91 +126,14 @@ class Designer:
         K = np.where(np.abs(K) < 1e-9 * np.abs(K).max(), 0.0, K)
         return K.astype(np.float32).astype(np.float64) if np.isfinite(K).all() else None
 
-    def residuals(self, model: Model, K, N, d, low, high) -> np.ndarray:
-        """Samples of F(x, k(x), w_c) - c - A x - B k(x) over the polytope, [s, n]."""
+    def residuals(self, model: Model, K, N, d, low, high) -> tuple[np.ndarray, np.ndarray]:
+        """Samples x [s, n] of the polytope, about the centre, and F(x, k(x), w_c) - c - A x - B k(x) there."""
         x = np.where(self.unit[:, : self.n] > 0, high, -low) * self.unit[:, : self.n]
         if len(N):
             reach = np.max(x @ N.T / d, axis=1)
             x = np.where((reach > 1)[:, None], x / np.maximum(reach, 1e-12)[:, None], x)
         u = np.clip(x @ K.T, self.u_low, self.u_high)
-        return self.step(self.centre + x, self.rest + u) - self.centre - x @ model.A.T - u @ model.B.T
-
-
-def _invariant_polytope(design: Designer, model: Model, K, rest, low, high, limit: int, start=None):
-    """Cuts until every facet holds: (N, d) about the centre, or None where the centre is cut off or facets abound.
-    `start`: facets (N, d) beside those of the box."""
-    n, m = design.n, design.m
-    N = np.concatenate([np.eye(n), -np.eye(n)])
-    d = np.concatenate([high, -low])
-    box = d.copy()
-    if start is not None:
-        N, d = np.concatenate([N, start[0]]), np.concatenate([d, start[1]])
-        keep = _needed(N, d, low, high)
-        N, d = N[keep], d[keep]
-    queue = np.arange(len(d))
-    for _ in range(_MOST_ROUNDS):
-        if not queue.size:
-            break
-        rows, heights, deep = [], [], []
-        normals, offsets = N[queue], d[queue]
-        swing = np.abs(normals @ model.E) @ design.noise.half_widths + 1.02 * np.max(normals @ rest.T, axis=1)
-        pushed = normals @ model.B
-        best = np.minimum(pushed * design.u_low, pushed * design.u_high)
-        for choice in itertools.product((True, False), repeat=m):
-            free = np.array(choice)
-            rows.append(normals @ model.A + (pushed * free) @ K)
-            room = offsets - swing - np.where(free, 0.0, best).sum(1)
-            heights.append(room - _KEPT * offsets)
-            deep.append(room - _DEPTH * offsets)
-        rows, heights, deep = np.concatenate(rows), np.concatenate(heights), np.concatenate(deep)
-        worst = _most(rows, N, d, low, high)
-        fails = np.flatnonzero(worst > heights + 1e-12)
-        if not fails.size:
-            break
-        if (deep[fails] <= 1e-6 * box.max()).any():
-            return None
-        # The cuts that take most away come first; they often settle others.
-        sizes = np.linalg.norm(rows[fails], axis=1)
-        new_N, new_d = rows[fails] / sizes[:, None], deep[fails] / sizes
-        order = np.argsort(-(worst[fails] - heights[fails]) / np.abs(heights[fails]))[: max(8, len(fails) // 4)]
-        start = len(d)
-        N, d = np.concatenate([N, new_N[order]]), np.concatenate([d, new_d[order]])
-        keep = _needed(N, d, low, high)
-        again = np.concatenate([queue, np.arange(start, len(d))])
-        queue = np.flatnonzero(np.isin(np.arange(len(d)), again)[keep])
-        N, d = N[keep], d[keep]
-        if len(d) > 2 * limit:
-            return None
-    else:
-        return None
-    return (N, d) if len(d) <= limit else None
-
-
-def _most(rows, N, d, low, high) -> np.ndarray:
-    """max of rows [k, n] over {N x <= d} and the box."""
-    n = N.shape[1]
-    G = np.concatenate([N, np.eye(n), -np.eye(n)])
-    h = np.concatenate([d, 2 * high, -2 * low])
-    found = maximise(rows, G, np.broadcast_to(h, (len(rows), h.size)), corner_basis(rows, len(d)))
-    return np.einsum("bn,bn->b", rows, found.x)
-
-
-def _needed(N, d, low, high) -> np.ndarray:
-    """Which facets touch the polytope; of equal ones the first."""
-    order = np.argsort(d, kind="stable")
-    first = np.sort(order[np.unique(np.round(N[order], 9), axis=0, return_index=True)[1]])
-    return first[_touching(N[first], d[first], low, high)]
-
-
-def _touching(N, d, low, high) -> np.ndarray:
-    """Which facets, no two of them parallel, are not implied by the others."""
-    n = N.shape[1]
-    G = np.concatenate([N, np.eye(n), -np.eye(n)])
-    h = np.tile(np.concatenate([d, 2 * high, -2 * low]), (len(d), 1))
-    h[np.arange(len(d)), np.arange(len(d))] += np.abs(d)
-    found = maximise(N, G, h, corner_basis(N, len(d)))
-    keep = np.einsum("bn,bn->b", N, found.x) > d * (1 + 1e-9)
-    return np.flatnonzero(keep)
+        return x, self.step(self.centre + x, self.rest + u) - self.centre - x @ model.A.T - u @ model.B.T
 
 
 def synthesise_invariant_set(
@@ -238,6 +146,8 @@ def synthesise_invariant_set(
     costs: tuple[float, ...] = (1e-3, 1e-2, 0.1, 1.0, 10.0),
     emphases: tuple[float, ...] = (0.1, 1.0, 10.0),
     time_constants: tuple[tuple[float, ...], ...] | None = None,
+    surfaces: tuple[tuple[float, ...], ...] | None = None,
+    thicknesses: tuple[float, ...] = (),
     growth: int = 0,
     max_facets: int = 200,
     max_seconds: float = 240.0,
@@ -252,6 +162,8 @@ def synthesise_invariant_set(
             those that they reach at once.
         time_constants: for each coordinate the time constants in s of closed-loop poles to try; then the set is a box in
             modal coordinates (`holdfast.certify.modal`), smaller than what the sweep finds, but found where it fails.
+        surfaces, thicknesses: LQR weights [n] of states to try, and half-widths; then the set is a slab about a sliding
+            surface (`holdfast.certify.sliding`), in which the LQR of those weights is not held back. For one input.
         growth: how often to try to enlarge what was proved, by a tenth each time.
         max_facets: most facets.
         max_seconds: for the search; the proof of each candidate takes its own seconds.
@@ -261,10 +173,12 @@ def synthesise_invariant_set(
     """
     start = time.monotonic()
     design = Designer(system, feasible, centre, centre_input)
-    if time_constants is None:
-        found = _candidates(design, scales, costs, emphases, max_facets, start + max_seconds)
-    else:
+    if surfaces is not None:
+        found = sliding_candidates(design, scales, surfaces, thicknesses, max_facets)
+    elif time_constants is not None:
         found = modal_candidates(design, scales, time_constants)
+    else:
+        found = _candidates(design, scales, costs, emphases, max_facets, start + max_seconds)
     for _, N, d, K in sorted(found, key=lambda each: -each[0]):
         invariant = _rounded(design, N, d, K)
         proof = prove_robust_invariance(
@@ -281,11 +195,11 @@ def _grown(design: Designer, N, d, K, limit: int, rounds: int) -> InvariantSet:
     """The largest proved set among those that start from the facets of a proved one, moved outwards round after round."""
     best = _rounded(design, N, d, K)
     for _ in range(rounds):
-        wide = _GROWTH * np.minimum(_most(np.eye(design.n), N, d, design.low, design.high), design.high)
+        wide = _GROWTH * np.minimum(most(np.eye(design.n), N, d, design.low, design.high), design.high)
         low, high = np.maximum(design.low, -wide), np.minimum(design.high, wide)
         model = design.fit(0.5 * low, 0.5 * high)
-        rest = design.residuals(model, K, N, _GROWTH * d, low, high)
-        made = _invariant_polytope(design, model, K, rest, low, high, limit, (N, _GROWTH * d))
+        _, rest = design.residuals(model, K, N, _GROWTH * d, low, high)
+        made = invariant_polytope(design, model, K, rest, low, high, limit, (N, _GROWTH * d))
         if made is None or _score(design, *made) <= _score(design, N, d):
             return best
         larger = _rounded(design, *made, K)
@@ -340,21 +254,21 @@ def _refined(design: Designer, low, high, cost: float, emphasis: float, limit: i
         K = design.gain(model, weights, cost)
         if K is None:
             return result
-        rest = design.residuals(model, K, N, d, reached_low, reached_high)
-        made = _invariant_polytope(design, model, K, rest, low, high, limit)
+        _, rest = design.residuals(model, K, N, d, reached_low, reached_high)
+        made = invariant_polytope(design, model, K, rest, low, high, limit)
         if made is None:
             return result
         N, d = made
         result = (N, d, K)
         eye = np.eye(design.n)
-        reached_high, reached_low = _most(eye, N, d, low, high), -_most(-eye, N, d, low, high)
+        reached_high, reached_low = most(eye, N, d, low, high), -most(-eye, N, d, low, high)
     return result
 
 
 def _score(design: Designer, N, d) -> float:
     """Mean logarithm of the extents plus the share of the bounding box that is filled."""
     eye = np.eye(design.n)
-    high, low = _most(eye, N, d, design.low, design.high), -_most(-eye, N, d, design.low, design.high)
+    high, low = most(eye, N, d, design.low, design.high), -most(-eye, N, d, design.low, design.high)
     unit = 0.5 * (1 + np.random.default_rng(1).uniform(-1, 1, (20000, design.n)))
     filled = np.mean(((low + unit * (high - low)) @ N.T <= d).all(axis=1))
     return float(np.log((high - low) / (design.high - design.low)).sum() + np.log(filled + 1e-4))

@@ -48,7 +48,7 @@ ALGORITHMS: tuple[Algorithm, ...] = ("shac", "ppo", "sac")
 #: Environment steps of phase 2 (published: 100 k, 200 k, 1 M for pendulum, quadrotor, household).
 STEPS = {
     "balance-pendulum": 100_000,
-    "balance-cartpole": 100_000,
+    "balance-cartpole": 200_000,
     "balance-quadrotor": 200_000,
     "seeker": 200_000,
     "household": 1_000_000,
