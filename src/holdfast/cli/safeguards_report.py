@@ -154,7 +154,11 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         against = PairedComparison(**row["against_unsafe"]).sentence(-0.05, row["safeguard"], "no safeguard")
         last = PairedComparison(**row["last_against_best"])
         ends = "within" if last.not_below(-0.05) else "not shown to be within"
-        said.append(f"{against} Its last evaluation is {ends} 5 % of its best ({last.relative:+.2%}).")
+        begun, ended = (float(np.mean(row["curve"]["returns"][i])) for i in (0, -1))
+        said.append(
+            f"{against} Its last evaluation is {ends} 5 % of its best ({last.relative:+.2%}). Mean return before training "
+            f"{begun:.4g}, after it {ended:.4g}."
+        )
     return said
 
 
