@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,6 +14,9 @@ from holdfast.solvers import stretch
 
 MaskShape = Literal["linear", "hyperbolic"]
 MaskCentre = Literal["zonotope", "chord", "chebyshev", "backup"]
+
+#: Up to so many half-spaces are all looked at; of more, so many.
+_ALL, _KEPT = 40, 24
 
 
 class RayMask(eqx.Module):
@@ -64,9 +68,9 @@ class RayMask(eqx.Module):
         polytope, usable = None, jnp.asarray(True)
         if actions.halfspaces is not None:
             normals = actions.halfspaces.normals
+            rows = _deepest(normals * half[None], actions.halfspaces.offsets - jnp.sum(normals * middle[None], axis=1))
             polytope = HalfSpaces(
-                jnp.concatenate([normals * half[None], walls.normals]),
-                jnp.concatenate([actions.halfspaces.offsets - normals @ middle, walls.offsets]),
+                jnp.concatenate([rows.normals, walls.normals]), jnp.concatenate([rows.offsets, walls.offsets])
             )
             usable = jnp.all(jnp.isfinite(polytope.normals)) & jnp.all(jnp.isfinite(polytope.offsets))
         find = CENTRES[self.centre]
@@ -106,6 +110,21 @@ class RayMask(eqx.Module):
         # tanh(q)/q, with its series where the quotient would be 0/0.
         quotient = jnp.where(small, 1 - q**2 / 3, jnp.tanh(q) / jnp.where(small, 1.0, q))
         return jnp.where(room, quotient / jnp.tanh(to_wall / to_boundary), 0.0)
+
+
+def _deepest(normals: Float[Array, "R m"], offsets: Float[Array, " R"]) -> HalfSpaces:
+    """The half-spaces that cut deepest into the box [-1, 1]^m, `_KEPT` of more than `_ALL`. Few of hundreds cut at all; where a
+    left out one would have counted, the check refuses what it forbids."""
+    if len(offsets) <= _ALL:
+        return HalfSpaces(normals, offsets)
+    frozen, level = jax.lax.stop_gradient((normals, offsets))
+    length = jnp.sqrt(jnp.sum(frozen**2, axis=1))
+    depth = jnp.where(
+        length > 0, (level + jnp.sum(jnp.abs(frozen), axis=1)) / jnp.where(length > 0, length, 1.0), -jnp.inf
+    )
+    # What cannot be read comes first, so that the mask sees that it is there.
+    _, kept = jax.lax.top_k(jnp.where(jnp.isfinite(level) & jnp.isfinite(length), depth, jnp.inf), _KEPT)
+    return HalfSpaces(normals[kept], offsets[kept])
 
 
 def no_halfspaces(source, mask: RayMask) -> str:

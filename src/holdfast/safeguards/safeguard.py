@@ -78,9 +78,9 @@ class Safeguard(eqx.Module):
             masked = self.mask(actions, _admissible(self.source.input_box, u, actions.known_safe))
             # What is checked is what is applied, bit for bit: no program may compute it twice.
             wanted = jax.lax.optimization_barrier(jnp.where(jnp.all(jnp.isfinite(u)), masked, u))
-        if halfspaces is not None:
+        if halfspaces is not None and self.mask is None:
             corrections = jax.lax.optimization_barrier(self._corrections(actions, halfspaces, wanted))
-        decision = _decide(_frozen((self, state, x, wanted, corrections)))
+        decision = _decide(_frozen((self, state, x, wanted, halfspaces, corrections)))
         action = self._with_gradient(decision, state, x, u, wanted, corrections)
         if self.mask is not None:
             deformed = (decision.status == Status.accepted) & jnp.any(wanted != u)
@@ -118,10 +118,14 @@ class Safeguard(eqx.Module):
             return jnp.where(passes & jnp.all(wanted == u), u, decision.action)
         if self.gradient == "straight_through":
             return _straight_through(u, decision.action)
-        if corrections is None:
+        if not self.source.exact:
             return _exact((x, wanted), _frozen(self), state, decision)
         kept = _admissible(self.source.input_box, wanted, decision.known_safe)
-        moved = corrections[jnp.maximum(decision.choice, 0)] if len(corrections) > 1 else corrections[0]
+        if corrections is None:
+            # What a mask makes is refused for rounding, or where there is no room: the correction's derivative is lost.
+            moved = decision.action
+        else:
+            moved = corrections[jnp.maximum(decision.choice, 0)] if len(corrections) > 1 else corrections[0]
         action = jnp.where(decision.choice >= 0, moved, jnp.where(decision.choice == -1, kept, decision.action))
         return jnp.where(passes, wanted, action)
 
@@ -164,7 +168,7 @@ class _Decision(eqx.Module):
 
 
 def _decide(operands) -> _Decision:
-    safeguard, state, x, u, corrections = operands
+    safeguard, state, x, u, halfspaces, corrections = operands
     source = safeguard.source
     box = source.input_box
     finite_u, finite_x = jnp.all(jnp.isfinite(u)), jnp.all(jnp.isfinite(x))
@@ -180,7 +184,10 @@ def _decide(operands) -> _Decision:
     rejected = ~verified & finite_u & finite_x
     if corrections is None:
         action, commitment, choice, length = where_needed(
-            rejected, _correct, none, (safeguard, x, proposal, known_safe, checked.margin, state.certified, kept)
+            rejected,
+            _correct,
+            none,
+            (safeguard, x, proposal, known_safe, halfspaces, checked.margin, state.certified, kept),
         )
     else:
         # One check each: less than it costs to gather the states that need it.
@@ -204,11 +211,11 @@ def _decide(operands) -> _Decision:
 
 def _correct(operands):
     """The nearest action found on the maps' segments, else the committed one (choice -2)."""
-    safeguard, x, proposal, known_safe, margin, certified, kept = operands
+    safeguard, x, proposal, known_safe, halfspaces, margin, certified, kept = operands
     source, maps = safeguard.source, safeguard.maps
     # Its own check would tell nothing new: where nothing better is found, it is replayed.
     known_margin = jnp.where(certified & jnp.isfinite(kept.margin), kept.margin.astype(margin.dtype), jnp.nan)
-    actions = SafeActionSet(source, x, known_safe, known_margin)
+    actions = SafeActionSet(source, x, known_safe, known_margin, halfspaces)
     segments = [each.segments(actions, proposal, margin) for each in maps]
     if not any(each.from_known_safe for each in maps):
         # The known safe action itself: where nothing is promised yet, a promise may start with it.
