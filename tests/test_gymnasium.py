@@ -295,7 +295,7 @@ BAD = {
     "mask": (lambda: TaskVectorEnv(2, LANE).reset(options={"reset_mask": [1, 0]}), "reset_mask is int64 .* give bool"),
     "shape": (lambda: begun().step([0.0]), r"action has shape \(1,\); give \(2,\), the inputs are"),
     "words": (lambda: begun().step("left"), "action = 'left'; give an array of float32"),
-    "no settings": (lambda: analytic_safeguard(LANE.completed(safety=None)), "has no settings for a base set"),
+    "no settings": (lambda: analytic_safeguard(LANE.completed(safety=None)), "has no settings for its safety"),
     "map": (lambda: analytic_safeguard("lane-keeping", maps=("rays",)), "maps holds 'rays'; the maps are ray"),
 }
 
