@@ -24,6 +24,7 @@ from holdfast.cli.build import (
 )
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import (
+    Failed,
     ProgressBars,
     output,
     print_attack,
@@ -60,10 +61,6 @@ _WRONG_INPUT = (UnsupportedPrimitive, UnknownTask, RunError, ConfigError, ValueE
 #: The command was understood and ran; what it was asked for cannot be had.
 _NO = (NotProvable, NotUseful, TrainingDiverged)
 _INTERRUPTED = 130
-
-
-class Failed(Exception):
-    """The command ran, and its answer is no. Exit status 1."""
 
 
 @dataclass
@@ -342,6 +339,17 @@ Command = (
 )
 
 
+def parse(arguments: list[str]) -> Any:
+    """The command that these words ask for; its `run()` runs it.
+
+    Raises:
+        SystemExit: after printing what is wrong with them, or the help that they ask for.
+        ValueError: for a setting that no run can have.
+    """
+    options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(Command, prog="holdfast", args=arguments, config=options)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parses, runs one command, prints, and exits: 0 done, 1 the answer is no, 2 wrong input, 130 interrupted."""
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
@@ -358,8 +366,7 @@ def _run(arguments: list[str]) -> int:
         return code
 
     try:
-        options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        command = tyro.cli(Command, prog="holdfast", args=arguments, config=options)
+        command = parse(arguments)
         _use_compilation_cache()
         result = command.run()
     except Failed as failure:
