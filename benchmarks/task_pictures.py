@@ -43,7 +43,7 @@ def picture(task: Task) -> np.ndarray:
         return start, jax.lax.scan(advance, start, None, length=steps)[1]
 
     start, later = episode()
-    context = task.sample_context(begin)
+    context = task.sample_context(jax.random.fold_in(begin, 1))
     return Snapshot(task, dpi=90).frame(np.concatenate([np.asarray(start)[None], np.asarray(later)]), context)
 
 

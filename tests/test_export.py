@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -189,25 +188,6 @@ def test_the_safeguard_alone_is_exported_in_float64(tmp_path):
         controller.observe(np.zeros(2), 0)
     with jax.enable_x64(False), pytest.raises(Refused, match=r"computes in float64; .*jax_enable_x64"):
         load_controller(tmp_path / "guard")
-
-
-PAGE = (Path(__file__).parents[1] / "docs" / "pytorch_and_deploying.md").read_text(encoding="utf-8")
-
-
-def test_the_page_does_what_it_says(tmp_path, monkeypatch):
-    """Its blocks, one after the other, in the precision that a newcomer has."""
-    pytest.importorskip("torch", reason="install the extra 'torch'")
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 6
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    with jax.enable_x64(False):
-        for number, block in enumerate(blocks):
-            exec(compile(block, f"block {number}", "exec"), names)
-    assert names["status"] <= Status.fell_back and abs(names["state"][0]) <= 1
-    for example in re.findall(r"`(examples/\w+\.py|holdfast/interop/\w+\.py)`", PAGE):
-        root = Path(__file__).parents[1]
-        assert (root / example).is_file() or (root / "src" / example).is_file()
 
 
 def test_the_loop_logs_what_it_misses(controller):

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from holdfast.interop.program import guard_program
-from holdfast.interop.spaces import float32_bounds, read_actions, read_penalty
+from holdfast.interop.spaces import float32_bounds, read_actions, read_penalty, state_size
 from holdfast.interop.task_env import TaskEnv
 from holdfast.safeguards import Safeguard
 
@@ -94,13 +94,6 @@ class SafeguardWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs)
 def _state_of_task(env: gymnasium.Env) -> np.ndarray:
     inner: Any = env.unwrapped
     return np.asarray(inner.state)
-
-
-def state_size(safeguard: Safeguard) -> int | None:
-    """n of the system that a safeguard was built for, where its source tells."""
-    implicit = getattr(safeguard.source, "implicit_set", None)
-    holder = implicit.policy.base if implicit is not None else getattr(safeguard.source, "invariant", None)
-    return None if holder is None else holder.system.state_size
 
 
 def _require_state(env: gymnasium.Env, state_fn: Callable | None) -> None:
