@@ -16,7 +16,7 @@ h2{font-size:1.25rem;margin:2.75rem 0 .6rem;padding-top:1rem;border-top:1px soli
 h3{font-size:1rem;margin:1.5rem 0 .3rem}
 p{margin:.4rem 0;max-width:46rem}
 small,.quiet,figcaption{color:var(--hf-muted);font-size:.9rem}
-.kicker{color:var(--hf-muted);font-size:.95rem;margin:0 0 .6rem}
+.kicker{color:var(--hf-muted);font-size:.95rem;margin:0 0 .6rem;max-width:none}
 .verdict{border-left:.4rem solid var(--hf-muted);background:var(--hf-panel);padding:1.1rem 1.4rem;border-radius:.4rem}
 .verdict.good{border-color:var(--hf-backup)}
 .verdict.warn{border-color:var(--hf-corrected)}
