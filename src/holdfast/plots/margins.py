@@ -53,6 +53,7 @@ def margin_figure(task: Task, trajectories: Trajectories, *, theme: Theme = LIGH
             columns, size = (4, 8.5) if width == "wide" else (2, 7.5)
             look = {"ncols": columns, "fontsize": size, "handlelength": 1.6, "columnspacing": 1.0}
             ax.legend(handles=lines, loc="upper right", frameon=False, labelcolor=theme.ink, **look)
+        ax.set_ylabel(f"worst margin\n({unit})" if unit else "worst margin")
     if broken.any():
         axes[0, 0].set_title(f"{int(broken.sum())} margins were not finite", fontsize=10, color=theme.unsafe)
     _draw_shares(axes[-1, 0], times, status, theme)
