@@ -241,6 +241,12 @@ def test_what_was_changed_is_refused(directory, damage, tmp_path):
         load_controller(tmp_path / "copy", PHYSICS)
 
 
+def test_what_is_no_directory_is_refused(directory):
+    for place in (directory / "nowhere", directory / "controller.json"):
+        with pytest.raises(Refused, match=r"does not exist; give a directory that `holdfast export` wrote"):
+            load_controller(place)
+
+
 def test_other_physics_and_platforms_are_refused(directory, monkeypatch):
     with pytest.raises(Refused, match=r"certified for the physics 5f5f5f5f5f5f, but 000000000000 were asked for"):
         load_controller(directory, "0" * 64)

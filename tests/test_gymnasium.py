@@ -274,6 +274,10 @@ def test_a_foreign_environment_that_hides_its_state_is_refused():
         SafeguardWrapper(Foreign(), safeguard("ray"))
     with pytest.raises(ValueError, match=r"state_fn gives shape \(2,\); give \(3,\)"):
         SafeguardWrapper(Foreign(), safeguard("ray"), lambda env: env.unwrapped.car[:2]).reset()
+    with pytest.raises(ValueError, match="state_fn gives 'here'; give an array of numbers"):
+        SafeguardWrapper(Foreign(), safeguard("ray"), lambda env: "here").reset()
+    with pytest.raises(TypeError, match="state_fn is a tuple; give a function of the environment"):
+        SafeguardWrapper(Foreign(), safeguard("ray"), (0.0, 5.0, 0.0))
     with pytest.raises(ValueError, match="has a guard already"):
         SafeguardWrapper(TaskEnv(LANE, safeguard("ray")), safeguard("ray"))
     with pytest.raises(TypeError, match="safeguard is a str; give a holdfast"):
