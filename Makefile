@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test bench lint docs setup clean
 
 demo: setup  ## train a safeguarded lane-keeping policy, prove it, evaluate it
 	$(BIN)/holdfast train lane-keeping
@@ -19,6 +19,9 @@ lint: .venv/.lint-installed  ## style, format, types
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: setup  ## the documentation, as pages in .cache/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 setup: .venv/.installed  ## .venv with holdfast in it, editable
 
 clean:
@@ -28,7 +31,7 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "holdfast needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -e '.[test,video]'
+	$(PIP) -e '.[test,video,docs]'
 	touch $@
 
 .venv/.bench-installed: .venv/.installed

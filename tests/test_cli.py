@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -34,14 +35,30 @@ TOY = [
 def settings():
     with terminal() as patch:
         patch.setattr(training, "_CHUNK", CHUNK)
-        yield
+        yield patch
+
+
+class SummaryWriter:
+    """In place of TensorBoard's: the scalars by the directory that they were written to."""
+
+    seen: dict = {}
+
+    def __init__(self, logdir, purge_step):
+        self.scalars = self.seen.setdefault(logdir, [])
+
+    def add_scalar(self, name, value, at):
+        self.scalars.append((name, at))
+
+    def close(self):
+        self.scalars.append("closed")
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
+def toy(settings, tmp_path_factory):
     """(directory of a finished run, what the command answered)."""
+    settings.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
     out = tmp_path_factory.mktemp("toy") / "run"
-    return out, command("train", *TOY, "--out", out)
+    return out, command("train", *TOY, "--out", out, "--tracker", "tensorboard")
 
 
 @pytest.fixture
@@ -120,6 +137,21 @@ def test_a_trained_run_reports_what_it_promises(toy):
     assert [(row["phase"], row["iteration"]) for row in rows] == [
         *(("backup", 2), ("backup", 4), ("policy", 6), ("policy", 8))
     ]
+
+
+def test_a_tracker_gets_every_row_and_is_closed(toy):
+    scalars = SummaryWriter.seen[str(toy[0] / "tensorboard")]
+    rows = RunDirectory.open(toy[0]).read_metrics()
+    assert [at for name, at in scalars[:-1] if name.endswith("/wall_seconds")] == [row["iteration"] for row in rows]
+    assert scalars[-1] == "closed" and (toy[0] / "metrics.csv").is_file()
+
+
+def test_a_tracker_without_its_extra_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    answer = command("train", *TOY, "--out", tmp_path / "run", "--tracker", "tensorboard", "--tracker", "wandb")
+    assert answer.code == 2 and "pip install 'holdfast[wandb]'" in answer.err
+    assert not (tmp_path / "run").exists()
+    assert "invalid choice 'mlflow'" in command("train", "lane-keeping", "--tracker", "mlflow").err
 
 
 def test_a_run_is_verified_again_at_its_own_level(toy):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -191,25 +190,6 @@ def test_the_safeguard_alone_is_exported_in_float64(tmp_path):
         load_controller(tmp_path / "guard")
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "pytorch_and_deploying.md").read_text(encoding="utf-8")
-
-
-def test_the_page_does_what_it_says(tmp_path, monkeypatch):
-    """Its blocks, one after the other, in the precision that a newcomer has."""
-    pytest.importorskip("torch", reason="install the extra 'torch'")
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 6
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    with jax.enable_x64(False):
-        for number, block in enumerate(blocks):
-            exec(compile(block, f"block {number}", "exec"), names)
-    assert names["status"] <= Status.fell_back and abs(names["state"][0]) <= 1
-    for example in re.findall(r"`(examples/\w+\.py|holdfast/interop/\w+\.py)`", PAGE):
-        root = Path(__file__).parents[1]
-        assert (root / example).is_file() or (root / "src" / example).is_file()
-
-
 def test_the_loop_logs_what_it_misses(controller):
     """At a period that no machine misses, and at one that every machine does."""
     file = Path(__file__).parents[1] / "examples" / "loop_1khz.py"
@@ -259,6 +239,12 @@ def test_what_was_changed_is_refused(directory, damage, tmp_path):
     harm(tmp_path / "copy")
     with pytest.raises(Refused, match=words):
         load_controller(tmp_path / "copy", PHYSICS)
+
+
+def test_what_is_no_directory_is_refused(directory):
+    for place in (directory / "nowhere", directory / "controller.json"):
+        with pytest.raises(Refused, match=r"does not exist; give a directory that `holdfast export` wrote"):
+            load_controller(place)
 
 
 def test_other_physics_and_platforms_are_refused(directory, monkeypatch):

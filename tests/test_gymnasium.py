@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import sys
 
+import equinox as eqx
 import gymnasium
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from holdfast.interop.analytic import analytic_safeguard
 from holdfast.interop.gymnasium import SafeguardWrapper, TaskEnv, TaskVectorEnv, environment_id, register
 from holdfast.interop.program import task_named, task_program
 from holdfast.runs import episode_key
+from holdfast.sets import Box
 from holdfast.tasks import make_task, reset, task_names
 from holdfast.types import Status
 from systems_for_tests import safeguard
@@ -25,6 +27,7 @@ from systems_for_tests import safeguard
 LANE = task_named("lane-keeping")
 BOX = LANE.system.input_box
 SHORT = LANE.completed(episode_steps=3)
+SLOWER = Box([-2.5, -1.0], [2.5, 1.0])
 BATCH = 4
 # Observations have no bounds, and actions are in physical units: both checkers would rather have it otherwise.
 KNOWN = ("ignore:.*A Box observation space m", "ignore:.*symmetric and normalized")
@@ -271,6 +274,10 @@ def test_a_foreign_environment_that_hides_its_state_is_refused():
         SafeguardWrapper(Foreign(), safeguard("ray"))
     with pytest.raises(ValueError, match=r"state_fn gives shape \(2,\); give \(3,\)"):
         SafeguardWrapper(Foreign(), safeguard("ray"), lambda env: env.unwrapped.car[:2]).reset()
+    with pytest.raises(ValueError, match="state_fn gives 'here'; give an array of numbers"):
+        SafeguardWrapper(Foreign(), safeguard("ray"), lambda env: "here").reset()
+    with pytest.raises(TypeError, match="state_fn is a tuple; give a function of the environment"):
+        SafeguardWrapper(Foreign(), safeguard("ray"), (0.0, 5.0, 0.0))
     with pytest.raises(ValueError, match="has a guard already"):
         SafeguardWrapper(TaskEnv(LANE, safeguard("ray")), safeguard("ray"))
     with pytest.raises(TypeError, match="safeguard is a str; give a holdfast"):
@@ -280,6 +287,12 @@ def test_a_foreign_environment_that_hides_its_state_is_refused():
 BAD = {
     "another system's guard": (
         lambda: TaskEnv("pendulum", safeguard("ray")),
+        "guard is for a system with 3 states, pendulum has 2; .* built for this task",
+    ),
+    "another plant's guard": (
+        lambda: TaskEnv(
+            LANE.completed(system=eqx.tree_at(lambda car: car.input_box, LANE.system, SLOWER)), safeguard("ray")
+        ),
         "guard's input box .* built for this task",
     ),
     "no guard": (
@@ -295,7 +308,7 @@ BAD = {
     "mask": (lambda: TaskVectorEnv(2, LANE).reset(options={"reset_mask": [1, 0]}), "reset_mask is int64 .* give bool"),
     "shape": (lambda: begun().step([0.0]), r"action has shape \(1,\); give \(2,\), the inputs are"),
     "words": (lambda: begun().step("left"), "action = 'left'; give an array of float32"),
-    "no settings": (lambda: analytic_safeguard(LANE.completed(safety=None)), "has no settings for a base set"),
+    "no settings": (lambda: analytic_safeguard(LANE.completed(safety=None)), "has no settings for its safety"),
     "map": (lambda: analytic_safeguard("lane-keeping", maps=("rays",)), "maps holds 'rays'; the maps are ray"),
 }
 

@@ -1,5 +1,6 @@
 """Figures and animations from small made-up trajectories of a real task."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_margin_figure_names_constraints_by_unit(trajectories):
     figure = margin_figure(TASK, trajectories)
     assert {"worst margin\n(m)", "worst margin\n(rad)", "time (s)"} <= axis_labels(figure)
     assert {*TASK.safe_set.names, "violated", "accepted", "corrected"} <= legend_labels(figure)
+
+
+def test_where_colours_would_repeat_each_panel_names_its_own_lines():
+    names = tuple(f"wall {i}" for i in range(8))
+    walls = SuperlevelSet(lambda x: jnp.repeat(2 - x[:1], 8), names, ("m",) * 4 + ("rad",) * 4)
+    kept = sample_trajectories()
+    many = dataclasses.replace(kept, margins=np.repeat(kept.margins[..., :1], 8, axis=-1))
+    figure = margin_figure(TASK.completed(safe_set=walls), many, width="narrow")
+    own = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes[:2]]
+    assert own == [list(names[:4]), list(names[4:])]
+    assert "violated" in legend_labels(figure) and not set(names) & legend_labels(figure)
 
 
 def test_margin_figure_says_when_a_margin_is_not_finite(trajectories):

@@ -1,9 +1,7 @@
 """Stable-Baselines3 behind the safeguard: PPO, SAC and TD3 train without a violation, and the docs do what they say."""
 
 import importlib
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +22,6 @@ torch.set_num_threads(1)
 LANE = task_named("lane-keeping")
 SHORT = LANE.completed(episode_steps=10)
 BATCH = 16
-GUIDE = (Path(__file__).parents[1] / "docs" / "gymnasium_and_sb3.md").read_text(encoding="utf-8")
 SMALL = {"PPO": {"n_steps": 16, "batch_size": 64}, "SAC": {"learning_starts": 32}, "TD3": {"learning_starts": 32}}
 
 
@@ -102,22 +99,3 @@ def test_without_the_extra_the_message_names_it(monkeypatch):
     monkeypatch.delitem(sys.modules, interop.__name__)
     with pytest.raises(ImportError, match=r"pip install holdfast\[sb3\]"):
         importlib.import_module(interop.__name__)
-
-
-def test_the_guide_does_what_it_says(monkeypatch, tmp_path, capsys):
-    """Every block, one after the other, as a reader would paste them; training at toy size."""
-    monkeypatch.chdir(tmp_path)
-    # The proof of the guide's safeguard takes seconds and is tested elsewhere.
-    monkeypatch.setattr("holdfast.interop.analytic.analytic_safeguard", lambda task: safeguard("ray"))
-    names: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
-    assert len(blocks) == 6
-    for block in blocks:
-        toy = (
-            block.replace("100_000", "256")
-            .replace("num_envs=64", f"num_envs={BATCH}")
-            .replace("n_steps=64", "n_steps=16")
-        )
-        exec(compile(toy, "gymnasium_and_sb3.md", "exec"), names)
-    assert names["env"].safety.steps == 256 and "True" in capsys.readouterr().out
-    assert (tmp_path / "mine.jsonl").read_text() == '{"step": 1, "violations": 0}\n'

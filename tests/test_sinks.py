@@ -92,8 +92,8 @@ def test_tensorboard_gets_every_number_at_its_iteration(monkeypatch, tmp_path):
     seen = []
 
     class SummaryWriter:
-        def __init__(self, logdir):
-            seen.append(logdir)
+        def __init__(self, logdir, purge_step):
+            seen.append((logdir, purge_step))
 
         def add_scalar(self, name, value, at):
             seen.append((name, value, at))
@@ -104,11 +104,13 @@ def test_tensorboard_gets_every_number_at_its_iteration(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
     (sink,) = open_trackers(("tensorboard", "tensorboard"), tmp_path, {})
     assert isinstance(sink, TensorBoard)
+    sink.close()
+    assert not seen  # nothing before the first row
     sink.write({"phase": "policy", "step": 7, "loss": [0.5, float("nan")], "done": None})
     sink.write({"loss": 1})
     sink.close()
     place, *scalars, last = seen
-    assert place == str(tmp_path / "tensorboard") and last == "closed"
+    assert place == (str(tmp_path / "tensorboard"), 7) and last == "closed"
     assert scalars[:2] == [("policy/step", 7.0, 7), ("policy/loss[0]", 0.5, 7)]
     assert scalars[2][0] == "policy/loss[1]" and np.isnan(scalars[2][1]) and scalars[3:] == [("loss", 1.0, 1)]
 
@@ -119,6 +121,8 @@ def test_weights_and_biases_gets_settings_and_rows(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **given: seen.append(given) or run))
     (sink,) = open_trackers(["wandb"], tmp_path / "mine", {"seed": 3})
     assert isinstance(sink, WeightsAndBiases)
+    sink.close()
+    assert not seen
     sink.write({"iteration": 4, "loss": [0.5, float("inf")]})
     sink.close()
     given = {"project": "holdfast", "name": "mine", "config": {"seed": 3}, "dir": str(tmp_path / "mine")}

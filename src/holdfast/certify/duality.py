@@ -195,12 +195,17 @@ def bounding_box(normals: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, 
     bound = bound + residual.sum(axis=1) * largest * (1 + 1e-9) + 1e-12 * (np.abs(bound) + 1e-12)
     if np.any(-bound[n:] > bound[:n]):
         raise Unbounded("the polytope is empty: no x has N x <= d")
-    for j in range(n):
-        # Facets along a coordinate say it exactly; the linear programs lose a little to rounding.
-        alone = (normals[:, j] != 0) & (np.delete(normals, j, axis=1) == 0).all(axis=1)
-        quotient = np.abs(offsets[alone] / normals[alone, j])
-        exact = np.where(offsets[alone] < 0, -1, 1) * quotient
-        exact = np.where(np.abs(normals[alone, j]) == 1, exact, np.nextafter(exact, np.inf))
-        for k, side in ((j, normals[alone, j] > 0), (n + j, normals[alone, j] < 0)):
-            bound[k] = np.min(exact[side], initial=bound[k])
+    bound = np.minimum(bound, _walls(normals, offsets))
     return -bound[n:], bound[:n]
+
+
+def _walls(normals: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """What rows with a single entry say of +x and -x, [2n]: bounds to the last bit, as sets often end where limits do."""
+    n = normals.shape[1]
+    found = np.full(2 * n, np.inf)
+    for row in np.flatnonzero((normals != 0).sum(axis=1) == 1):
+        j = int(np.flatnonzero(normals[row])[0])
+        side, size = j + n * int(normals[row, j] < 0), abs(normals[row, j])
+        value = offsets[row] if size == 1 else np.nextafter(offsets[row] / size, np.inf)
+        found[side] = min(found[side], value)
+    return found

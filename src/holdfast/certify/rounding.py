@@ -239,9 +239,8 @@ def rounding_error(function: Callable, *boxes, dtype=np.float32) -> np.ndarray |
 
     Args:
         function: JAX function of arrays [...]; its constants are rounded to `dtype` when it runs.
-        boxes: one per argument, a pair (lo, hi) of arrays [...] or an `Interval` [..., boxes]. Inputs are exact, that
-        is
-            representable in `dtype`.
+        boxes: one per argument, a pair (lo, hi) of arrays [...] or an `Interval` [..., boxes]. Inputs are exact,
+            that is representable in `dtype`.
         dtype: the running float type, unit roundoff eps/2 (2^-24 for float32).
 
     Returns: per output entry (and box, if `Interval`s were given) a bound on |computed - exact|, infinite or NaN where

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from holdfast.backup import BackupNetwork, BackupPolicy, ImplicitInvariantSet
-from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet, certify_base_set
+from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet
 from holdfast.cli.config import SettledConfig
 from holdfast.cli.own import load_own
-from holdfast.cli.robust import certify_robust_task
+from holdfast.interop.task_proof import Certified, certify_task, physics_of
 from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
-from holdfast.runs import physics_hash
 from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
-from holdfast.tasks import Disturb, RobustSafety, Task, make_task
+from holdfast.tasks import Disturb, Task, make_task
 from holdfast.types import Guard, Unguarded
+
+__all__ = ["Certified", "certify_task", "physics_of"]  # from where everything else is built
 
 #: States on which a backup is looked at, and the share of those outside the base set that it has to certify.
 _USEFUL_SAMPLES, _USEFUL_SHARE = 4096, 0.01
@@ -30,59 +31,6 @@ def load_task(spec: str) -> Task:
         UnknownTask: if there is no such task; for files see `load_own`.
     """
     return load_own(spec) if ".py" in spec else make_task(spec)
-
-
-def physics_of(task: Task) -> str:
-    """Hash of all that a certificate rests on: the step, the safe set, the coordinates and the bounds."""
-    system = task.system
-    x = jax.ShapeDtypeStruct((system.state_size,), jnp.float64)
-    u = jax.ShapeDtypeStruct((system.input_size,), jnp.float64)
-    functions = {"step": (system.step, (x, u)), "margin": (task.safe_set.margin, (x,))}
-    boxes = [system.input_box, task.state_box]
-    if isinstance(task.safety, RobustSafety):
-        noise = system.noise_box
-        functions |= {"piece": (task.safety.region.piece, (x,)), "controller": (task.safety.controller, (x,))}
-        if noise.dimension:
-            functions["step"] = (system.step, (x, u, jax.ShapeDtypeStruct((noise.dimension,), jnp.float64)))
-            boxes.append(noise)
-        return physics_hash(functions, [[box.lower, box.upper] for box in boxes])
-    functions["error"] = (system.error, (x,))
-    e = jax.eval_shape(system.error, x)
-    functions |= {"lift": (system.lift, (e,)), "error_step": (system.error_step, (e, u))}
-    safety = [np.asarray(task.safety.state_cost), np.asarray(task.safety.input_cost), task.safety.horizon]
-    bounds = [[box.lower, box.upper] for box in boxes]
-    constants = [bounds, safety, [np.asarray(v) for v in system.equilibrium()]]
-    return physics_hash(functions, [*constants, list(system.angles)] if system.angles else constants)
-
-
-Certified = CertifiedBaseSet | CertifiedInvariantSet
-
-
-def certify_task(task: Task, *, level: float | None, horizon: int | None, max_seconds: float = 60.0) -> Certified:
-    """The certified base set of a task, or its certified robust control invariant set.
-
-    Raises:
-        ValueError: if a level or a horizon is asked of an invariant set, which has none.
-        NotProvable and others: as `certify_base_set` and `certify_robust_task` do.
-    """
-    if isinstance(task.safety, RobustSafety):
-        for name, value in (("level", level), ("horizon", horizon)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} = {value}; {task.name} is kept by a robust control invariant set, which has none: leave it out"
-                )
-        return certify_robust_task(task, physics=physics_of(task), max_seconds=max_seconds)
-    return certify_base_set(
-        task.system,
-        task.safe_set,
-        task.state_box,
-        state_cost=np.asarray(task.safety.state_cost),
-        input_cost=np.asarray(task.safety.input_cost),
-        horizon=horizon or task.safety.horizon,
-        level=task.safety.level if level is None else level,
-        physics=physics_of(task),
-        max_seconds=max_seconds,
-    )
 
 
 def backup_trainer(task: Task, certified: CertifiedBaseSet, config: SettledConfig) -> SafeArrivalTrainer:

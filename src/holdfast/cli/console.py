@@ -18,6 +18,10 @@ output = Console()
 _WORDS = {"verify": "proving", "backup": "phase 1: backup", "policy": "phase 2: policy", "attack": "attacking"}
 
 
+class Failed(Exception):
+    """The command ran, and its answer is no. Exit status 1."""
+
+
 class ProgressBars:
     """One bar a phase with return, violations and time left; lines instead of bars where nobody watches."""
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zipfile import BadZipFile
 
 import jax
@@ -24,6 +24,7 @@ from holdfast.cli.build import (
 )
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import (
+    Failed,
     ProgressBars,
     output,
     print_attack,
@@ -51,7 +52,7 @@ from holdfast.cli.training import (
 from holdfast.evaluate import Trajectories, attack
 from holdfast.learn import TrainingDiverged
 from holdfast.plots import render_episode
-from holdfast.runs import ConfigError, RunDirectory, RunError
+from holdfast.runs import ConfigError, RunDirectory, RunError, Sinks, open_trackers, require_trackers
 from holdfast.safeguards import BackupSource, Safeguard
 from holdfast.tasks import UnknownTask, make_task, task_names
 
@@ -60,10 +61,6 @@ _WRONG_INPUT = (UnsupportedPrimitive, UnknownTask, RunError, ConfigError, ValueE
 #: The command was understood and ran; what it was asked for cannot be had.
 _NO = (NotProvable, NotUseful, TrainingDiverged)
 _INTERRUPTED = 130
-
-
-class Failed(Exception):
-    """The command ran, and its answer is no. Exit status 1."""
 
 
 @dataclass
@@ -97,10 +94,15 @@ class Train:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Annotated[Path | None, tyro.conf.arg(help="run directory; runs/TASK if not given")] = None
     resume: Annotated[bool, tyro.conf.arg(help="go on with the run in --out")] = False
+    tracker: Annotated[
+        tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "wandb"], ...]],
+        tyro.conf.arg(help="where metrics go beside metrics.jsonl and metrics.csv (an extra each); may be given twice"),
+    ] = ()
     json: Json = False
 
     def run(self) -> dict[str, Any]:
         clock = CompileClock()
+        require_trackers(self.tracker)
         self.config = replace(self.config, task=absolute(self.config.task))
         task = load_task(self.config.task)
         name = self.config.task.rpartition(":")[2] or self.config.task
@@ -113,6 +115,7 @@ class Train:
         else:
             config = self.config.for_task(task)
             run = RunDirectory.create(out, config, suffix=self.out is None)
+        run = replace(run, trackers=open_trackers(self.tracker, run.path, run.config))
         again = f"holdfast train {shlex.quote(config.task)} --out {shlex.quote(str(run.path))} --resume"
         with ProgressBars(self.json) as bars:
             bars.say(f"run directory: {run.path}")
@@ -137,6 +140,8 @@ class Train:
                 if not self.resume:
                     _abandon(run)
                 raise
+            finally:
+                Sinks(*run.trackers).close()
         if not self.json:
             print_report(report)
             output.print(f"report: {run.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
@@ -334,6 +339,17 @@ Command = (
 )
 
 
+def parse(arguments: list[str]) -> Any:
+    """The command that these words ask for; its `run()` runs it.
+
+    Raises:
+        SystemExit: after printing what is wrong with them, or the help that they ask for.
+        ValueError: for a setting that no run can have.
+    """
+    options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(Command, prog="holdfast", args=arguments, config=options)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parses, runs one command, prints, and exits: 0 done, 1 the answer is no, 2 wrong input, 130 interrupted."""
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
@@ -350,8 +366,7 @@ def _run(arguments: list[str]) -> int:
         return code
 
     try:
-        options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-        command = tyro.cli(Command, prog="holdfast", args=arguments, config=options)
+        command = parse(arguments)
         _use_compilation_cache()
         result = command.run()
     except Failed as failure:

@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from holdfast.certify import derive_defaults
-from holdfast.cli.robust import robust_safety
+from holdfast.interop.completion import complete_task
 from holdfast.systems import System
-from holdfast.tasks import RobustSafety, SafetySettings, Task, UnknownTask
+from holdfast.tasks import Task, UnknownTask
 from holdfast.testing import check_declaration, check_task
+
+__all__ = ["absolute", "complete_task", "load_own"]
 
 #: What a class has to give, and how that is written.
 _GIVE = {
@@ -28,7 +29,6 @@ _GIVE = {
     "safe_set": 'the constraints, as `safe_set = SuperlevelSet(lambda x: jnp.stack([1 - x[0]]), ("wall",))`',
     "reward": "a number a step, as `def reward(self, x, u, x_next, t, context): return -x_next[0] ** 2`",
 }
-_EPISODE_HORIZONS, _SHORTEST_EPISODE = 4, 100
 _loaded: dict[tuple[str, str, str], Task] = {}
 
 
@@ -62,50 +62,6 @@ def load_own(spec: str) -> Task:
         check_task(task)
         _loaded[key] = task
     return _loaded[key]
-
-
-def complete_task(task: Task) -> Task:
-    """The task with every setting that it left out derived from its system and its safe set.
-
-    Name, state box, start box (unless it has starts of its own), LQR weights, horizon, length of an episode.
-
-    Raises:
-        ValueError, NotProvable: as `holdfast.certify.derive_defaults`.
-    """
-    safety, kind, missing = task.safety, type(task), {}
-    own_starts = kind.sample_start is not Task.sample_start
-    boxes = {name: getattr(task, name) for name in ("state_box", "start_box")}
-    given = {name: box for name, box in boxes.items() if box.dimension}
-    if isinstance(safety, RobustSafety):
-        return _complete_robust(task, given)
-    settings = (safety.state_cost, safety.input_cost, safety.horizon)
-    if not (all(settings) and "state_box" in given and ("start_box" in given or own_starts)):
-        found = derive_defaults(
-            task.system,
-            task.safe_set,
-            **given,
-            state_cost=safety.state_cost,
-            input_cost=safety.input_cost,
-            horizon=safety.horizon,
-        )
-        missing = {name: getattr(found, name) for name in boxes if name not in given}
-        safety = SafetySettings(found.state_cost, found.input_cost, found.horizon, safety.level)
-        missing["safety"] = safety
-    if not task.name:
-        missing["name"] = kind.__name__
-    if not task.episode_steps:
-        missing["episode_steps"] = max(_SHORTEST_EPISODE, _EPISODE_HORIZONS * safety.horizon)
-    return task.completed(**missing) if missing else task
-
-
-def _complete_robust(task: Task, given: dict) -> Task:
-    """The same for a task with an invariant set: what is left out follows from the set."""
-    missing: dict = {} if "state_box" in given else {"state_box": robust_safety(task).region.bounding_box()}
-    if not task.name:
-        missing["name"] = type(task).__name__
-    if not task.episode_steps:
-        missing["episode_steps"] = 2 * _SHORTEST_EPISODE
-    return task.completed(**missing) if missing else task
 
 
 def _make(spec: str, path: Path, name: str) -> Task:

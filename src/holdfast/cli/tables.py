@@ -12,7 +12,7 @@ from holdfast.certify import certify_invariant_set
 from holdfast.cli.build import load_task, make_guard, of_seed, physics_of
 from holdfast.cli.cells import fill
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.console import ProgressBars, output, print_certificate
+from holdfast.cli.console import Failed, ProgressBars, output, print_certificate
 from holdfast.cli.safeguards_report import results_of, safeguards_table, verdicts, write_safeguards_table
 from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
 from holdfast.cli.synthesis import synthesise_for, write_invariant_set
@@ -117,6 +117,8 @@ class Export:
     json: Json = False
 
     def run(self) -> dict[str, Any]:
+        if self.states < 1:
+            raise ValueError(f"states = {self.states}; give a whole number >= 1")
         run = RunDirectory.open(self.subject)
         config = run.read_config(TrainConfig)
         require_index(self.index, config.seeds)
@@ -129,13 +131,19 @@ class Export:
         physics = physics_of(task)
         export_controller(out, task=task, guard=guard, policy=policy, certificate=certificate, physics=physics)
         seen = agreement(load_controller(out), task=task, guard=guard, policy=policy, states=self.states)
-        if not self.json:
-            words = (
-                f"{seen.equal:,} of {seen.states:,} states: equal to the original, bit for bit; {seen.differ:,} differ"
+        found = {"path": str(out), "agreement": asdict(seen)}
+        words = (
+            f"{seen.equal:,} of {seen.states:,} states: equal to the original, bit for bit; {seen.both_pass:,} decided "
+            f"otherwise by rounding, safe both ways; {seen.differ:,} differ"
+        )
+        if seen.differ:
+            raise Failed(
+                f"{words}. The program in {out} is not the run's controller: do not use it, and report this", found
             )
+        if not self.json:
             output.print(words, highlight=False, markup=False, soft_wrap=True)
             output.print(str(out), highlight=False, markup=False, soft_wrap=True)
-        return {"path": str(out), "agreement": asdict(seen)}
+        return found
 
 
 def require_index(index: int, seeds: int) -> None:

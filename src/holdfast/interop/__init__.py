@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.interop.analytic import analytic_safeguard
+    from holdfast.interop.completion import complete_task
     from holdfast.interop.controller import Controller, Refused, load_controller
     from holdfast.interop.export import Agreement, NotExportable, agreement, export_controller
+    from holdfast.interop.task_proof import certify_task, physics_of
 
 __all__ = [
     "Agreement",
@@ -20,12 +22,16 @@ __all__ = [
     "Refused",
     "agreement",
     "analytic_safeguard",
+    "certify_task",
+    "complete_task",
     "export_controller",
     "load_controller",
+    "physics_of",
 ]
 
 _ELSEWHERE = {"Controller": "controller", "Refused": "controller", "load_controller": "controller"}
-_ELSEWHERE["analytic_safeguard"] = "analytic"
+_ELSEWHERE |= {"analytic_safeguard": "analytic", "complete_task": "completion"}
+_ELSEWHERE |= {"certify_task": "task_proof", "physics_of": "task_proof"}
 
 
 def __getattr__(name: str) -> Any:

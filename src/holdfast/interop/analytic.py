@@ -1,61 +1,57 @@
-"""A task's safeguard with nothing trained: the base controller is the backup."""
+"""The proved safeguard of a task, with nothing trained."""
 
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet
-from holdfast.certify import CertifiedBaseSet, certify_base_set
+from holdfast.certify import CertifiedInvariantSet
+from holdfast.interop.completion import complete_task
 from holdfast.interop.program import task_named
-from holdfast.safeguards import MAPS, BackupSource, Safeguard
-from holdfast.tasks import SafetySettings, Task
+from holdfast.interop.task_proof import certify_task
+from holdfast.safeguards import MAPS, BackupSource, InvariantSource, Safeguard
+from holdfast.tasks import RobustSafety, SafetySettings, Task
 
 
 def analytic_safeguard(task: Task | str, maps: Sequence[str] = ("ray",), max_seconds: float = 60.0) -> Safeguard:
-    """The safeguard of a task whose backup is its base controller (LQR), proved here and now: seconds, no training.
+    """The safeguard of a task whose certificate is made here and now: seconds, no training. For anybody's pipeline.
 
-    It certifies fewer states than one with a learned backup (`holdfast train`), and promises the same of those.
+    Where the task is kept by a backup, that is its base controller (LQR) on a base set: it certifies fewer states than a
+    learned backup (`holdfast train`), and promises the same of those. Where it comes with a robust control invariant set
+    (`RobustSafety`), that set and its controller are all there is, and nothing better is to be learned.
 
     Args:
-        task: one with settings of its safety, as all that come with holdfast; or its name.
-        maps: names of `holdfast.safeguards.MAPS`.
-        max_seconds: for the proof.
+        task: its name, or a task of one's own; settings that it leaves out are derived (`complete_task`).
+        maps: names of `holdfast.safeguards.MAPS`. For a mask, put `holdfast.safeguards.RayMask` in front of the same
+            source: `Safeguard(safeguard.source, safeguard.maps, mask=RayMask())`.
+        max_seconds: for each search of the proof.
 
     Raises:
-        ValueError: for a task without such settings, an unknown map, or a base set that is not proved.
-        NotProvable: if no level can be proved.
+        ValueError: for a task without settings for its safety, an unknown map, or a set that is not proved.
+        NotProvable: if no level of a base set can be proved.
     """
     task = task_named(task) if isinstance(task, str) else task
-    settings = task.safety
-    if not isinstance(settings, SafetySettings) or not settings.horizon:
+    if not isinstance(task.safety, SafetySettings | RobustSafety):
         raise ValueError(
-            f"analytic_safeguard: {task.name or type(task).__name__} has no settings for a base set and a backup horizon; "
-            "give its `safety` (SafetySettings with state_cost, input_cost, horizon), or build the Safeguard yourself"
+            f"analytic_safeguard: {task.name or type(task).__name__} has no settings for its safety; give its `safety` "
+            "(SafetySettings with state_cost, input_cost, horizon, or none of them; or RobustSafety with region and "
+            "controller), or build the Safeguard yourself"
         )
     for name in maps:
         if name not in MAPS:
             raise ValueError(f"analytic_safeguard: maps holds {name!r}; the maps are {', '.join(MAPS)}")
     with jax.enable_x64(True):  # a proof is made in float64, whatever the program runs in
-        certified = certify_base_set(
-            task.system,
-            task.safe_set,
-            task.state_box,
-            state_cost=np.asarray(settings.state_cost),
-            input_cost=np.asarray(settings.input_cost),
-            horizon=settings.horizon,
-            level=settings.level,
-            max_seconds=max_seconds,
-        )
-    return _safeguard(task, certified, maps)
-
-
-def _safeguard(task: Task, certified: CertifiedBaseSet, maps: Sequence[str]) -> Safeguard:
+        task = complete_task(task)
+        certified = certify_task(task, max_seconds=max_seconds)
     wrong = [o.name for o in certified.certificate.obligations if o.discharge in ("not proved", "refuted")]
     if wrong:
         raise ValueError(
             f"analytic_safeguard: of {task.name} not proved: {', '.join(wrong)}. `holdfast verify` tells more; a safeguard "
             "on an unproved set would promise nothing"
         )
-    implicit = ImplicitInvariantSet(BackupPolicy(certified.base_set), task.safe_set, task.safety.horizon)
-    return Safeguard(BackupSource(implicit, certified.acceptance), tuple(MAPS[name]() for name in maps))
+    if isinstance(certified, CertifiedInvariantSet):
+        source = InvariantSource(certified.invariant, certified.acceptance)
+    else:
+        implicit = ImplicitInvariantSet(BackupPolicy(certified.base_set), task.safe_set, task.safety.horizon)
+        source = BackupSource(implicit, certified.acceptance)
+    return Safeguard(source, tuple(MAPS[name]() for name in maps))

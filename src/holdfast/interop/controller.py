@@ -152,7 +152,7 @@ def _read_header(file: Path) -> dict[str, Any]:
     again = "restore it, or export again"
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Refused(f"{file} does not exist; give a directory that `holdfast export` wrote") from None
     except ValueError as error:
         raise Refused(f"{file} is not JSON ({error}); {again}") from None

@@ -41,6 +41,7 @@ class Agreement:
         equal: with equal status and bit-equal action.
         both_pass: not equal, but both actions pass the source's check in float64: rounding decided.
         differ: the rest.
+        largest: distance of two actions, in half-widths of the input box.
         statuses: how often the original said what, by name.
     """
 

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from holdfast.interop.program import guard_program
-from holdfast.interop.spaces import float32_bounds, read_actions, read_penalty
+from holdfast.interop.spaces import float32_bounds, read_actions, read_penalty, state_size
 from holdfast.interop.task_env import TaskEnv
 from holdfast.safeguards import Safeguard
 
@@ -83,8 +83,13 @@ class SafeguardWrapper(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs)
 
     def _read_state(self) -> np.ndarray:
         # In the action's precision: an action verified in float64 and applied in float32 is not the one verified.
-        x = np.asarray(self.state_fn(self.env), self.env.action_space.dtype)
-        size = state_size(self.safeguard)
+        given, size = self.state_fn(self.env), state_size(self.safeguard)
+        try:
+            x = np.asarray(given, self.env.action_space.dtype)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"SafeguardWrapper: state_fn gives {given!r}; give an array of numbers, the state of one plant"
+            ) from None
         if x.ndim != 1 or (size is not None and x.shape != (size,)):
             wanted = "a vector" if size is None else f"({size},)"
             raise ValueError(f"SafeguardWrapper: state_fn gives shape {x.shape}; give {wanted}, the state of one plant")
@@ -96,15 +101,13 @@ def _state_of_task(env: gymnasium.Env) -> np.ndarray:
     return np.asarray(inner.state)
 
 
-def state_size(safeguard: Safeguard) -> int | None:
-    """n of the system that a safeguard was built for, where its source tells."""
-    implicit = getattr(safeguard.source, "implicit_set", None)
-    holder = implicit.policy.base if implicit is not None else getattr(safeguard.source, "invariant", None)
-    return None if holder is None else holder.system.state_size
-
-
 def _require_state(env: gymnasium.Env, state_fn: Callable | None) -> None:
     inner = env.unwrapped
+    if state_fn is not None and not callable(state_fn):
+        raise TypeError(
+            f"SafeguardWrapper: state_fn is a {type(state_fn).__name__}; give a function of the environment that returns the "
+            "state x, for example state_fn=lambda env: env.unwrapped.state"
+        )
     if state_fn is None and not isinstance(inner, TaskEnv):
         raise ValueError(
             f"SafeguardWrapper: {type(inner).__name__} does not tell its state to holdfast; give state_fn, a function of "

@@ -5,10 +5,12 @@ import operator
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
 
 from holdfast.safeguards import Safeguard
 from holdfast.sets import Box
+from holdfast.systems import System
 from holdfast.tasks import Task
 from holdfast.types import Guard
 
@@ -66,6 +68,12 @@ def read_penalty(where: str, penalty: float) -> np.float32:
     return np.float32(penalty)
 
 
+def state_size(safeguard: Safeguard) -> int | None:
+    """n of the system that a safeguard was built for, if it knows one."""
+    nodes = jax.tree.leaves(safeguard, is_leaf=lambda node: isinstance(node, System))
+    return next((node.state_size for node in nodes if isinstance(node, System)), None)
+
+
 def require_guard_of(where: str, guard: Guard | None, task: Task) -> None:
     """Refuses what is no guard, and a safeguard of another system.
 
@@ -77,6 +85,12 @@ def require_guard_of(where: str, guard: Guard | None, task: Task) -> None:
     if not isinstance(guard, Guard):
         raise TypeError(f"{where}: guard is a {type(guard).__name__}; give a holdfast.safeguards.Safeguard, or None")
     if isinstance(guard, Safeguard):
+        size, own = state_size(guard), task.system.state_size
+        if size not in (None, own):
+            raise ValueError(
+                f"{where}: the guard is for a system with {size} states, {task.name or 'the task'} has {own}; give a safeguard "
+                "that was built for this task's system"
+            )
         theirs, ours = guard.source.input_box, task.system.input_box
         if not (np.array_equal(theirs.lower, ours.lower) and np.array_equal(theirs.upper, ours.upper)):
             raise ValueError(

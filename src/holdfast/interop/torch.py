@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from holdfast.interop.spaces import state_size
 from holdfast.safeguards import Safeguard
-from holdfast.systems import System
 
 try:
     import torch  # pyright: ignore[reportMissingImports]
@@ -120,7 +120,7 @@ class TorchSafeguard(torch.nn.Module):
         given = {"x": x} if u is None else {"x": x, "u": u}
         for name, tensor in given.items():
             _require_readable(where, name, tensor)
-        n, m = _state_size(self.safeguard), self.safeguard.source.input_box.dimension
+        n, m = state_size(self.safeguard), self.safeguard.source.input_box.dimension
         if x.ndim not in (1, 2) or (n is not None and x.shape[-1] != n) or 0 in x.shape:
             size = "n" if n is None else n
             raise ValueError(
@@ -190,12 +190,6 @@ def _description(commitment: Any) -> tuple[Any, list[str]]:
     """Structure, and each array's dtype and shape in words."""
     leaves, structure = jax.tree.flatten(commitment)
     return structure, [f"{getattr(leaf, 'dtype', type(leaf).__name__)}{list(jnp.shape(leaf))}" for leaf in leaves]
-
-
-def _state_size(safeguard: Safeguard) -> int | None:
-    """n of the system that the safeguard knows, if it knows one."""
-    nodes = jax.tree.leaves(safeguard, is_leaf=lambda node: isinstance(node, System))
-    return next((node.state_size for node in nodes if isinstance(node, System)), None)
 
 
 def _require_readable(where: str, name: str, tensor: Any) -> None:

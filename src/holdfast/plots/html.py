@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ NOTHING = "–"
 def text(value: Any) -> str:
     """The value as escaped text; a dash for None."""
     return NOTHING if value is None else html.escape(str(value))
+
+
+def prose(value: Any) -> str:
+    """Words of ours as escaped text, with `code` between backticks set as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(value))
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -68,8 +74,10 @@ def table(
     """
 
     def cells(row: Sequence[str], tag: str) -> str:
-        classes = ("number" if i in numeric else ("key" if i == 0 and tag == "td" else "") for i in range(len(row)))
-        return "".join(f'<{tag} class="{c}">{cell}</{tag}>' for c, cell in zip(classes, row))
+        classes = ["number" if i in numeric else ("key" if i == 0 and tag == "td" else "") for i in range(len(row))]
+        # Numbers that stand below each other have lost their heading: they carry it themselves.
+        labels = [f' data-label="{head[i]}"' if stack and tag == "td" and i in numeric else "" for i in range(len(row))]
+        return "".join(f'<{tag} class="{c}"{label}>{cell}</{tag}>' for c, label, cell in zip(classes, labels, row))
 
     top = f"<thead><tr>{cells(head, 'th')}</tr></thead>" if any(head) else ""
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)

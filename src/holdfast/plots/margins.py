@@ -1,6 +1,9 @@
 """The worst safe-set margin over time, and what the safeguard did meanwhile."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from holdfast.evaluate import Trajectories
@@ -30,6 +33,8 @@ def margin_figure(task: Task, trajectories: Trajectories, *, theme: Theme = LIGH
     worst = np.where(broken.any(axis=0), np.nan, np.where(broken, np.inf, margins).min(axis=0))
 
     kinds = list(dict.fromkeys(units))
+    # More constraints than colours: each panel names its own lines.
+    crowded = len(names) > len(_LINE_ROLES)
     figure, axes = new_figure(theme, width, len(kinds) + 1, row_height=1.7, heights=[1.0] * len(kinds) + [0.6])
     for ax, unit in zip(axes[:-1, 0], kinds):
         rows = [i for i, u in enumerate(units) if u == unit]
@@ -42,15 +47,26 @@ def margin_figure(task: Task, trajectories: Trajectories, *, theme: Theme = LIGH
         low = min(low, 0.0) - 0.1 * span
         ax.axhspan(low, 0.0, color=theme.unsafe, alpha=UNSAFE_ALPHA, linewidth=0, label="violated")
         ax.axhline(0.0, color=theme.unsafe, linewidth=1.0)
-        ax.set_ylim(low, high + 0.06 * span)
+        ax.set_ylim(low, high + (0.45 if crowded else 0.06) * span)
+        if crowded:
+            lines = [line for line in ax.lines if line.get_label() in names]
+            columns, size = (4, 8.5) if width == "wide" else (2, 7.5)
+            look = {"ncols": columns, "fontsize": size, "handlelength": 1.6, "columnspacing": 1.0}
+            ax.legend(handles=lines, loc="upper right", frameon=False, labelcolor=theme.ink, **look)
         ax.set_ylabel(f"worst margin\n({unit})" if unit else "worst margin")
     if broken.any():
         axes[0, 0].set_title(f"{int(broken.sum())} margins were not finite", fontsize=10, color=theme.unsafe)
     _draw_shares(axes[-1, 0], times, status, theme)
     axes[-1, 0].set_xlim(times[0], times[-1])
     axes[-1, 0].set_xlabel("time (s)")
-    figure_legend(figure, theme, width)
+    figure_legend(figure, theme, width, _common(figure, names) if crowded else None)
     return figure
+
+
+def _common(figure: Figure, names: Sequence[str]) -> list[Artist]:
+    """What is labelled in all panels but for the constraints' lines, each once."""
+    labelled = (pair for ax in figure.axes for pair in zip(*ax.get_legend_handles_labels()))
+    return list({label: handle for handle, label in labelled if label not in names}.values())
 
 
 def _draw_shares(ax, times: np.ndarray, status: np.ndarray, theme: Theme) -> None:

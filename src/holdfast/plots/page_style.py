@@ -16,16 +16,17 @@ h2{font-size:1.25rem;margin:2.75rem 0 .6rem;padding-top:1rem;border-top:1px soli
 h3{font-size:1rem;margin:1.5rem 0 .3rem}
 p{margin:.4rem 0;max-width:46rem}
 small,.quiet,figcaption{color:var(--hf-muted);font-size:.9rem}
-.kicker{color:var(--hf-muted);font-size:.95rem;margin:0 0 .6rem}
+.kicker{color:var(--hf-muted);font-size:.95rem;margin:0 0 .6rem;max-width:none}
 .verdict{border-left:.4rem solid var(--hf-muted);background:var(--hf-panel);padding:1.1rem 1.4rem;border-radius:.4rem}
 .verdict.good{border-color:var(--hf-backup)}
 .verdict.warn{border-color:var(--hf-corrected)}
 .verdict.bad{border-color:var(--hf-fell-back)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.9rem;margin:1rem 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:.9rem;margin:1rem 0}
 .card{background:var(--hf-panel);border:1px solid var(--hf-rule);border-radius:.5rem;padding:.8rem 1rem}
 .card .name{font-weight:600}
 .card .value{font-size:1.75rem;line-height:1.25;font-weight:650}
 .card .value small{font-size:1rem;font-weight:400}
+.card div.quiet{margin-top:.15rem}
 .card svg{display:block;width:100%;height:auto;margin:.35rem 0}
 .scroll{overflow-x:auto;margin:.5rem 0}
 table{border-collapse:collapse;width:100%;font-size:.94rem}
@@ -49,10 +50,12 @@ figure{margin:1.2rem 0 2rem}
 figure svg{display:block;width:100%;height:auto}
 figure .narrow{display:none}
 figcaption{max-width:46rem;margin-top:.4rem}
+code{white-space:nowrap}
 pre,code{font:.88rem/1.5 ui-monospace,Menlo,Consolas,monospace}
 pre{background:var(--hf-panel);border:1px solid var(--hf-rule);border-radius:.4rem;padding:.7rem 1rem;overflow-x:auto}
 details{margin:.25rem 0}
 summary{cursor:pointer;color:var(--hf-muted);font-size:.88rem}
+pre code,details code{white-space:pre-wrap}
 details code{display:block;white-space:pre-wrap;overflow-wrap:anywhere;color:var(--hf-muted)}
 @media (max-width:40rem){
  main{padding:1rem .9rem 3rem}
@@ -64,6 +67,7 @@ details code{display:block;white-space:pre-wrap;overflow-wrap:anywhere;color:var
  th,td{padding-right:.5rem}
  table.stack td,table.stack td.key{display:block;border:0;padding:.1rem 0;width:auto;text-align:left}
  table.stack td:nth-child(2):nth-last-child(2){width:auto}
+ table.stack td.number::before{content:attr(data-label) ": ";color:var(--hf-muted)}
  table.stack tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--hf-rule)}
 }
 @media print{:root{"""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from holdfast.certify.certificate import MEANING
 from holdfast.evaluate import Report
-from holdfast.plots.html import number, paragraph, percent, seconds, section, table, text
+from holdfast.plots.html import number, paragraph, percent, prose, seconds, section, table, text
 from holdfast.plots.page_style import STYLE
 from holdfast.plots.theme import LIGHT, Width, to_svg
 from holdfast.types import Status
@@ -32,7 +32,7 @@ _COVERAGE = (
     ("possible_share", "of those are certified with the learned backup"),
     ("possible_share_analytic", "of those are certified with the analytic backup"),
     ("starts_certified", "of the start states are certified"),
-    ("starts_lower_bound", "of the start states at least, with 95 % confidence"),
+    ("starts_lower_bound", "of the start states at least, with 95\u202f% confidence"),
 )
 
 #: The same where an invariant set needs no backup.
@@ -89,7 +89,7 @@ def report_page(report: Report, figures: Sequence[PageFigure] = (), *, command: 
             section("What the safeguard did", _interventions(report)),
             section("How much is certified", _coverage(report.coverage)),
             section("Wall time", _wall_time(report.wall_seconds)),
-            section("Notes", _list(text(note) for note in report.notes or ())),
+            section("Notes", _list(prose(note) for note in report.notes or ())),
             section("Environment", _environment(report.environment)),
             section("Make it again", f"<pre>{text(command)}</pre>" if command else ""),
         )
@@ -123,7 +123,7 @@ def _verdict(report: Report) -> str:
         words = (
             f"None of {number(episodes)} episodes violated a constraint, at any sample and with no tolerance. By these "
             f"episodes alone, the probability that an episode does is at most about 3/{number(episodes)} = "
-            f"{percent(bound, 2)}, with 95 % confidence."
+            f"{percent(bound, 2)}, with 95\u202f% confidence."
         )
     else:
         kind = "bad"
@@ -176,17 +176,17 @@ def _metrics(report: Report) -> str:
         mean, interval = metric.get("mean"), metric.get("ci95") or (None, None)
         unit = f" <small>{text(units[name])}</small>" if units.get(name) else ""
         lines = f'<div class="name">{text(name)}</div><div class="value">{number(mean)}{unit}</div>'
-        lines += f"<small>95 % interval {number(interval[0])} to {number(interval[1])}"
+        lines += f'<div class="quiet">95\u202f% interval {number(interval[0])} to {number(interval[1])}'
         if metric.get("iqm") is not None:
             lines += f" · IQM {number(metric['iqm'])}"
-        lines += "</small>" + _strip(metric.get("per_seed") or (), interval, published.get(name), optimal.get(name))
+        lines += "</div>" + _strip(metric.get("per_seed") or (), interval, published.get(name), optimal.get(name))
         for words, other in (("published", published.get(name)), ("optimal control", optimal.get(name))):
             if other is not None:
-                lines += f"<br><small>{words} {number(other)}{_compared(mean, other)}</small>"
+                lines += f'<div class="quiet">{words} {number(other)}{_compared(mean, other)}</div>'
         cards.append(f'<div class="card">{lines}</div>')
     if not cards:
         return ""
-    legend = "Dots are seeds, the bar is the 95 % interval of the mean"
+    legend = "Dots are seeds, the bar is the 95\u202f% interval of the mean"
     legend += ", the vertical line the published value" if published else ""
     legend += (
         ", the dashed one open-loop optimal control, which knows the start and all of the future" if optimal else ""
@@ -199,6 +199,8 @@ def _compared(mean: Any, published: float) -> str:
     if not _finite(mean, published) or published == 0:
         return ""
     change = (mean - published) / abs(published)
+    if change > 1 and published > 0:
+        return f" · {number(mean / published, 2)} times as high here"
     return f" · {percent(abs(change), 2)} {'lower' if change < 0 else 'higher'} here" if change else " · the same here"
 
 
@@ -250,7 +252,11 @@ def _certificate(certificate: Mapping[str, Any] | None) -> str:
     page = paragraph(f"{certificate.get('subject', '')}. Physics {certificate.get('physics', 'unknown')}.")
     for kind in (*MEANING, *_others(kinds)):
         rows = [
-            (text(each.get("name")), text(each.get("claim")), text(each.get("method")) + _numbers(each.get("numbers")))
+            (
+                text(each.get("name")),
+                prose(each.get("claim")),
+                prose(each.get("method")) + _numbers(each.get("numbers")),
+            )
             for each in obligations
             if str(each.get("discharge")) == kind
         ]
@@ -339,7 +345,7 @@ def _coverage(coverage: Mapping[str, Any] | None) -> str:
             shown = percent(coverage[key], 4)
             if key == "certified" and coverage.get("certified_ci95"):
                 low, high = coverage["certified_ci95"]
-                words = f"{words} (95 % interval {percent(low, 4)} to {percent(high, 4)})"
+                words = f"{words} (95\u202f% interval {percent(low, 4)} to {percent(high, 4)})"
             rows.append((shown, text(words)))
     page = table(("share", ""), rows)
     if coverage.get("outside_kernel"):

@@ -7,7 +7,17 @@ from holdfast.runs.environment import environment
 from holdfast.runs.files import RunError, atomic_write, from_json, read_json, to_json, write_json
 from holdfast.runs.physics import physics_hash
 from holdfast.runs.seeds import episode_key, seed_keys
-from holdfast.runs.sinks import TRACKERS, Csv, JsonLines, Sink, Sinks, TensorBoard, WeightsAndBiases, open_trackers
+from holdfast.runs.sinks import (
+    TRACKERS,
+    Csv,
+    JsonLines,
+    Sink,
+    Sinks,
+    TensorBoard,
+    WeightsAndBiases,
+    open_trackers,
+    require_trackers,
+)
 
 __all__ = [
     "TRACKERS",
@@ -32,6 +42,7 @@ __all__ = [
     "physics_hash",
     "read_header",
     "read_json",
+    "require_trackers",
     "save_checkpoint",
     "seed_keys",
     "to_json",

@@ -94,6 +94,8 @@ class Csv(Sink):
 class TensorBoard(Sink):
     """TensorBoard's event files, one scalar for every number of a row; words become the first part of the name.
 
+    Nothing is written before the first row.
+
     Args:
         directory: where they go; `tensorboard --logdir DIRECTORY` shows them.
 
@@ -102,12 +104,14 @@ class TensorBoard(Sink):
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
-        module = _extra("tensorboardX", "tensorboard")
-        self._writer = module.SummaryWriter(logdir=os.fspath(directory))
-        self._count = 0
+        self._module = _extra("tensorboardX", "tensorboard")
+        self._directory, self._writer, self._count = os.fspath(directory), None, 0
 
     def write(self, row: Mapping[str, Any]) -> None:
         cells, at = from_json(flat(row)), _place(row, self._count)
+        if self._writer is None:
+            # A resumed run writes the rows after its checkpoint again: what stood there is purged.
+            self._writer = self._module.SummaryWriter(logdir=self._directory, purge_step=at)
         words = "/".join(value for value in cells.values() if isinstance(value, str))
         for name, value in cells.items():
             if not isinstance(value, str | None):
@@ -115,11 +119,12 @@ class TensorBoard(Sink):
         self._count += 1
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WeightsAndBiases(Sink):
-    """A run of Weights & Biases, which has its own settings (WANDB_MODE=offline and so on).
+    """A run of Weights & Biases, which has its own settings (WANDB_MODE=offline and so on). It begins with the first row.
 
     Args:
         project, name: as shown there.
@@ -137,17 +142,20 @@ class WeightsAndBiases(Sink):
         config: Mapping[str, Any] | None = None,
         directory: str | os.PathLike[str] | None = None,
     ):
-        module = _extra("wandb", "wandb")
+        self._module = _extra("wandb", "wandb")
         place = None if directory is None else os.fspath(directory)
-        self._run = module.init(project=project, name=name, config=dict(config or {}), dir=place)
-        self._count = 0
+        self._settings = {"project": project, "name": name, "config": dict(config or {}), "dir": place}
+        self._run, self._count = None, 0
 
     def write(self, row: Mapping[str, Any]) -> None:
+        if self._run is None:
+            self._run = self._module.init(**self._settings)
         self._run.log(from_json(flat(row)), step=_place(row, self._count))
         self._count += 1
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 class Sinks(Sink):
@@ -169,8 +177,22 @@ class Sinks(Sink):
             sink.close()
 
 
-TRACKERS = ("tensorboard", "wandb")
+_MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+TRACKERS = tuple(_MODULES)
 """Names of the sinks that are asked for; JSONL and CSV are written always."""
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """That these trackers can be had, before anything is made for them.
+
+    Raises:
+        RunError: for an unknown name, or one whose extra is not installed.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise RunError(f"tracker = {name!r} is unknown; the trackers are: {', '.join(TRACKERS)}")
+    for name in names:
+        _extra(_MODULES[name], name)
 
 
 def open_trackers(names: Sequence[str], path: str | os.PathLike[str], config: Mapping[str, Any]) -> tuple[Sink, ...]:
@@ -184,9 +206,7 @@ def open_trackers(names: Sequence[str], path: str | os.PathLike[str], config: Ma
     Raises:
         RunError: for an unknown name, or one whose extra is not installed.
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise RunError(f"tracker = {name!r} is unknown; the trackers are: {', '.join(TRACKERS)}")
+    require_trackers(names)
     path = Path(path)
     kinds = {
         "tensorboard": lambda: TensorBoard(path / "tensorboard"),

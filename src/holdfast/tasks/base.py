@@ -50,7 +50,7 @@ class Task(eqx.Module):
 
     A task of one's own gives `system`, `safe_set` and `reward`. All else has a default; those that are empty here (name,
     state_box, start_box, safety, episode_steps) are derived from the system and the safe set by
-    `holdfast.cli.own.complete_task`, which the command line calls for every FILE.py:NAME.
+    `holdfast.interop.complete_task`, which the command line calls for every FILE.py:NAME.
 
     Attributes:
         system: what moves.

@@ -93,7 +93,7 @@ def _check_settings(task: Task) -> None:
     _check_count(f"{name}.episode_steps", task.episode_steps)
     box = task.state_box
     if not isinstance(box, Box) or box.dimension != task.system.state_size:
-        right = f"give a Box with {task.system.state_size} numbers, or let holdfast.cli.own.complete_task derive it"
+        right = f"give a Box with {task.system.state_size} numbers, or let holdfast.interop.complete_task derive it"
         raise ConformanceError(f"{name}.state_box", box, right)
     if isinstance(safety, SafetySettings):
         _check_safety_settings(name, task.system, safety)
