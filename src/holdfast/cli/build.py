@@ -13,7 +13,7 @@ from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet, certify_ba
 from holdfast.cli.config import SettledConfig
 from holdfast.cli.own import load_own
 from holdfast.cli.robust import certify_robust_task
-from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
+from holdfast.learn import ALGORITHMS, BACKUP_TRAININGS, BackupTrainer
 from holdfast.runs import physics_hash
 from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
 from holdfast.tasks import RobustSafety, Task, make_task
@@ -85,11 +85,11 @@ def certify_task(task: Task, *, level: float | None, horizon: int | None, max_se
     )
 
 
-def backup_trainer(task: Task, certified: CertifiedBaseSet, config: SettledConfig) -> SafeArrivalTrainer:
+def backup_trainer(task: Task, certified: CertifiedBaseSet, config: SettledConfig) -> BackupTrainer:
     """Phase 1."""
-    settings = SafeArrivalSettings(updates=config.backup_updates)
+    kind, settings = BACKUP_TRAININGS[config.backup_training]
     horizon = config.horizon or task.safety.horizon
-    return SafeArrivalTrainer(certified.base_set, task.safe_set, task.sample_state, horizon, settings)
+    return kind(certified.base_set, task.safe_set, task.sample_state, horizon, settings(updates=config.backup_updates))
 
 
 def implicit_set(

@@ -21,12 +21,12 @@ _DRAWS = 4
 
 
 class Td3Settings(eqx.Module):
-    """Settings of phase 1 by TD3. Published: PS2-RL (arXiv 2606.14536); where it is silent, the numbers are ours.
+    """Settings of phase 1 by TD3. What is published (PS2-RL, arXiv 2606.14536) is said so; all other numbers are ours.
 
     Attributes:
         updates: updates of the whole training; learning rates decay over them.
-        environments: episodes side by side (ours).
-        window: steps that each of them makes in an update (ours).
+        environments: episodes side by side.
+        window: steps that each of them makes in an update.
         hidden: hidden layers of the backup network; the critics' are the same.
         discount: beta, what a step later is worth. Published 0.92 for N = 20 and 0.99 for N = 100; None: such that
             arriving at the end of the horizon is worth 0.25, which lies between the two.
@@ -39,7 +39,8 @@ class Td3Settings(eqx.Module):
         exploration: standard deviation of the noise on actions, in half-widths of the input box.
         target_noise, target_noise_limit: the same on the actions that targets look at, and where it is cut off.
         target_smoothing: share of policy and critics that moves into their targets.
-        action_penalty: weight of |u - u*|^2, in half-widths of the input box, in the policy's loss; published 0.02 and 0.05.
+        action_penalty: weight of |u - u*|^2, in half-widths of the input box, in the policy's loss. Published 0.02 (lane
+            keeping) and 0.05 (power loop); 0 certifies more (`python -m benchmarks.phase1`).
         first_starts: starts begin with errors this many times those of the region's states.
         widening: share of the updates over which they grow to the whole region.
         judged: states of the region at which each update looks whether they are certified; for the log only.
@@ -48,7 +49,7 @@ class Td3Settings(eqx.Module):
     updates: int = eqx.field(static=True, default=4000)
     environments: int = eqx.field(static=True, default=64)
     window: int = eqx.field(static=True, default=8)
-    hidden: tuple[int, ...] = eqx.field(static=True, default=(32, 32))
+    hidden: tuple[int, ...] = eqx.field(static=True, default=(64, 64))
     discount: float | None = eqx.field(static=True, default=None)
     actor_rate: float = eqx.field(static=True, default=1e-3)
     critic_rate: float = eqx.field(static=True, default=1e-3)
@@ -61,7 +62,7 @@ class Td3Settings(eqx.Module):
     target_noise: float = eqx.field(static=True, default=0.2)
     target_noise_limit: float = eqx.field(static=True, default=0.5)
     target_smoothing: float = eqx.field(static=True, default=0.01)
-    action_penalty: float = eqx.field(static=True, default=0.02)
+    action_penalty: float = eqx.field(static=True, default=0.0)
     first_starts: float = eqx.field(static=True, default=0.3)
     widening: float = eqx.field(static=True, default=0.3)
     judged: int = eqx.field(static=True, default=16)
