@@ -1,5 +1,6 @@
 """Phase 1 by TD3, at toy size: a slider between two walls; two seeds, one compiled program for nearly all of it."""
 
+import json
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,17 +13,18 @@ import pytest
 from holdfast.backup import BackupPolicy, ImplicitInvariantSet, design_base_controller
 from holdfast.cli.build import of_seed
 from holdfast.cli.config import TrainConfig
-from holdfast.cli.training import _blank
+from holdfast.cli.training import Interrupt, _blank, train_run
 from holdfast.learn import Td3Settings, Td3Trainer, initialise
 from holdfast.learn.loop import _compile
 from holdfast.learn.replay import Transitions
+from holdfast.runs import RunDirectory, read_header
 from holdfast.tasks import make_task
 from learning_for_tests import Reach, numbers
 
-TASK, HORIZON, HALF = Reach(), 12, 200
-SETTINGS = Td3Settings(
-    updates=2 * HALF, environments=8, window=8, batch=64, hidden=(16,), update_ratio=1 / 16, warm_up=200, replay=4000
-)
+TASK, HORIZON, HALF = Reach(), 20, 200
+RATES = {"actor_rate": 3e-3, "critic_rate": 3e-3, "target_smoothing": 0.02, "update_ratio": 0.25}
+SIZES = {"updates": 2 * HALF, "environments": 8, "window": 8, "batch": 64, "hidden": (32,), "replay": 26_000}
+SETTINGS = Td3Settings(**SIZES, **RATES, warm_up=200)
 BASE = design_base_controller(TASK.system, (1.0, 1.0), (1.0,), 1.0)
 GOAL, FAILED, BETWEEN = jnp.array([0.1, 0.0]), jnp.array([1.2, 0.0]), jnp.array([-0.9, 0.3])
 
@@ -139,7 +141,7 @@ def test_starts_widen_to_the_whole_region(course):
 
 def test_two_seeds_learn_to_arrive(course):
     certified = [np.asarray(each["certified"]) for each in course.metrics]
-    assert np.all(certified[1][:, -50:].mean(axis=1) > certified[0][:, :50].mean(axis=1) + 0.1)
+    assert np.all(certified[1][:, -50:].mean(axis=1) > certified[0][:, :20].mean(axis=1) + 0.2)
     loss = np.asarray(course.metrics[0]["loss"])
     assert np.all(np.isnan(loss[:, :3])) and np.all(np.isfinite(loss[:, 3:]))  # warm-up, 64 steps an update
     assert not any(np.any(each["nonfinite"]) for each in course.metrics)
@@ -151,7 +153,7 @@ def test_two_seeds_learn_to_arrive(course):
         return jnp.mean(jax.vmap(implicit.contains)(states))
 
     regulator = certifies(None)
-    assert all(certifies(of_seed(course.done.network, seed)) > regulator + 0.02 for seed in range(2))
+    assert all(certifies(of_seed(course.done.network, seed)) > regulator + 0.05 for seed in range(2))
     np.testing.assert_array_equal(course.done.network.scale, course.begun.network.scale)
     np.testing.assert_array_equal(course.done.learned.target_network.scale, course.begun.network.scale)
 
@@ -162,6 +164,13 @@ def test_going_on_with_phase_1_gives_the_same_bits(course):
     assert len(numbers(again)) > 20
     for expected, found in zip(numbers(course.done), numbers(again)):
         np.testing.assert_array_equal(expected, found)
+
+
+def test_a_penalty_on_actions_draws_them_to_the_equilibriums(course):
+    careful = _compile(trainer_of(replace(SETTINGS, action_penalty=10.0)), course.halfway)(course.halfway, HALF)[0]
+    states = jax.vmap(TASK.state_box.sample)(jax.random.split(jax.random.key(1), 500))
+    bold, meek = (np.abs(jax.vmap(of_seed(each.network, 0))(states)) for each in (course.done, careful))
+    assert meek.mean() < 0.2 < 0.5 < bold.mean()
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -180,3 +189,35 @@ def test_the_config_knows_both_ways():
     assert asked.backup_updates == 7
     with pytest.raises(ValueError, match=r"backup_training = 'td3'; seeker is kept by a robust control invariant set"):
         TrainConfig("seeker", backup_training="td3").for_task(make_task("seeker"))
+
+
+def test_phase_1_by_td3_goes_on_where_it_was_stopped(tmp_path):
+    """Stopped in the middle of phase 1, a run ends with the networks of one that was not."""
+    config = TrainConfig(
+        "lane-keeping", safeguard="none", backup_training="td3", backup_updates=50, level=5.0, updates=1, environments=2,
+        window=2, episodes=1,
+    )  # fmt: skip
+
+    def run(name, resume, stop):
+        task = make_task("lane-keeping")
+        found = tmp_path / name
+        directory = RunDirectory.open(found) if resume else RunDirectory.create(found, config.for_task(task))
+        with Interrupt() as interrupt:
+
+            def progress(phase, done, updates, row):
+                interrupt.requested |= stop and phase == "backup" and done == 25
+
+            return directory, train_run(
+                config.for_task(task), directory, resume=resume, progress=progress, interrupt=interrupt
+            )
+
+    with jax.enable_x64(False):
+        whole = run("whole", resume=False, stop=False)[1]
+        directory, stopped = run("stopped", resume=False, stop=True)
+        assert stopped is None and read_header(directory.path / "checkpoint")["updates"] == 25
+        resumed = run("stopped", resume=True, stop=False)[1]
+    assert json.loads((directory.path / "config.json").read_text())["backup_training"] == "td3"
+    assert [row["iteration"] for row in directory.read_metrics() if row["phase"] == "backup"] == [25, 50]
+    assert len(numbers(whole.network)) == len(numbers(resumed.network)) > 4
+    for expected, found in zip(numbers(whole.network), numbers(resumed.network)):
+        np.testing.assert_array_equal(expected, found)
