@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from benchmarks._common import ROOT, parser, print_table, result_name, write_results
 from holdfast.cli.build import certify_task, implicit_set, load_task, of_seed
@@ -241,6 +242,11 @@ def compare(problem: Problem, courses: dict[str, Course]) -> dict[str, Any]:
     }
 
 
+def words_of(seeds: int) -> str:
+    """What a line and its band are."""
+    return "one seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+
+
 def draw(problem: Problem, numbers: dict[str, Any], path: Path) -> None:
     """Share against seconds and against steps of the system: mean over seeds, and their range."""
     figure, axes = new_figure(LIGHT, "wide", 1, 2, row_height=3.2, share_x=False)
@@ -253,12 +259,13 @@ def draw(problem: Problem, numbers: dict[str, Any], path: Path) -> None:
         analytic = 100 * numbers["analytic"]
         ax.axhline(analytic, color=LIGHT.analytic, linestyle=":", linewidth=1.4, label="analytic backup (LQR)")
         ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(words)
     axes[0, 0].set_ylabel(f"certified {problem.share} (%)")
     axes[0, 0].yaxis.label.set_fontsize(9)
     seeds = np.shape(numbers["methods"]["td3"]["curve"]["shares"])[1]
     axes[0, 0].set_title(
-        f"{problem.task.name}, N = {problem.horizon}: mean and range of {seeds} seed{'s' * (seeds > 1)}, without compiling",
+        f"{problem.task.name}, N = {problem.horizon}: {words_of(seeds)}, without compiling",
         fontsize=9.5,
         loc="left",
         color=LIGHT.muted,

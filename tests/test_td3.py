@@ -1,6 +1,5 @@
 """Phase 1 by TD3, at toy size: a slider between two walls; two seeds, one compiled program for nearly all of it."""
 
-import json
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -166,11 +165,14 @@ def test_going_on_with_phase_1_gives_the_same_bits(course):
         np.testing.assert_array_equal(expected, found)
 
 
-def test_a_penalty_on_actions_draws_them_to_the_equilibriums(course):
-    careful = _compile(trainer_of(replace(SETTINGS, action_penalty=10.0)), course.halfway)(course.halfway, HALF)[0]
-    states = jax.vmap(TASK.state_box.sample)(jax.random.split(jax.random.key(1), 500))
-    bold, meek = (np.abs(jax.vmap(of_seed(each.network, 0))(states)) for each in (course.done, careful))
-    assert meek.mean() < 0.2 < 0.5 < bold.mean()
+def test_the_policy_pays_for_actions_and_is_paid_by_the_first_critic(course, learned):
+    states = jax.vmap(TASK.state_box.sample)(jax.random.split(jax.random.key(1), 50))
+    free, value = course.trainer.regret(learned.network, learned.critic, states)
+    paid, _ = trainer_of(replace(SETTINGS, action_penalty=0.5)).regret(learned.network, learned.critic, states)
+    actions = jax.vmap(learned.network)(states)  # u* = 0, half-width 1
+    assert float(paid - free) == pytest.approx(0.5 * float(jnp.mean(jnp.sum(actions**2, axis=1))), rel=1e-9)
+    other = eqx.tree_at(lambda c: c.second, learned.critic, learned.critic.first)
+    assert free == -value == course.trainer.regret(learned.network, other, states)[0]
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -216,7 +218,7 @@ def test_phase_1_by_td3_goes_on_where_it_was_stopped(tmp_path):
         directory, stopped = run("stopped", resume=False, stop=True)
         assert stopped is None and read_header(directory.path / "checkpoint")["updates"] == 25
         resumed = run("stopped", resume=True, stop=False)[1]
-    assert json.loads((directory.path / "config.json").read_text())["backup_training"] == "td3"
+    assert directory.read_config(TrainConfig).backup_training == "td3"
     assert [row["iteration"] for row in directory.read_metrics() if row["phase"] == "backup"] == [25, 50]
     assert len(numbers(whole.network)) == len(numbers(resumed.network)) > 4
     for expected, found in zip(numbers(whole.network), numbers(resumed.network)):

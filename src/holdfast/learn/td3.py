@@ -232,7 +232,9 @@ class Td3Trainer(BackupTrainer):
         """
         system, box = self.base.system, self.base.system.input_box
         action = (u - jnp.asarray(box.centre, u.dtype)) / jnp.asarray(box.half_widths, u.dtype)
-        seen = jnp.concatenate([system.features(x) / scale.astype(x.dtype), action])
+        # The scale is the network's own number, and fixed: the policy must not learn through it.
+        scale = jax.lax.stop_gradient(scale).astype(x.dtype)
+        seen = jnp.concatenate([system.features(x) / scale, action])
         said = jax.nn.sigmoid(jnp.concatenate([critic.first(seen), critic.second(seen)]))
         return jnp.where(self.base.contains(x), 1.0, jnp.where(self.safe_set.contains(x), said, 0.0))
 
@@ -244,6 +246,19 @@ class Td3Trainer(BackupTrainer):
             return jnp.min(self.values(learned.target_critic, learned.network.scale, x, u))
 
         return self.discount * batch.bootstrap * jax.vmap(following)(batch.x_next, noise)
+
+    def regret(self, network: BackupNetwork, critic: TwinCritic, x: Float[Array, "B n"]):
+        """(what the policy minimises over states x: penalty less value, value by the first critic), both shape []."""
+        system = self.base.system
+
+        def one(x):
+            u = network(x)
+            value = self.values(critic, network.scale, x, u)[0]
+            moved = (u - system.equilibrium()[1].astype(u.dtype)) / jnp.asarray(system.input_box.half_widths, u.dtype)
+            return self.settings.action_penalty * jnp.sum(moved**2) - value, value
+
+        losses, values = jax.vmap(one)(x)
+        return jnp.mean(losses), jnp.mean(values)
 
     @property
     def discount(self) -> float:
@@ -257,7 +272,7 @@ class Td3Trainer(BackupTrainer):
 
     def _fit(self, learned: Learned, replay: Replay, dtype, key: Key[Array, ""]):
         """A round: `delay` gradient steps of the critics, then one of the policy, then the targets move."""
-        settings, system = self.settings, self.base.system
+        settings = self.settings
         critic_key, draw_key = jax.random.split(key)
         scale = learned.network.scale
 
@@ -279,19 +294,7 @@ class Td3Trainer(BackupTrainer):
 
         learned, (losses, critic_bad) = over_steps(judge, learned, jax.random.split(critic_key, settings.delay))
         x = replay.sample(draw_key, settings.batch, dtype).x
-        idle = jnp.asarray(system.equilibrium()[1], dtype)
-        half = jnp.asarray(system.input_box.half_widths, dtype)
-
-        def regret(network):
-            def one(x):
-                u = network(x)
-                value = self.values(learned.critic, scale, x, u)[0]
-                return settings.action_penalty * jnp.sum(((u - idle) / half) ** 2) - value, value
-
-            losses, values = jax.vmap(one)(x)
-            return jnp.mean(losses), jnp.mean(values)
-
-        (_, value), gradient = value_and_gradient(regret, learned.network)
+        (_, value), gradient = value_and_gradient(self.regret, learned.network, learned.critic, x)
         optimiser = self._optimiser(settings.actor_rate)
         network, moved, bad = descend(optimiser, gradient, learned.network_optimiser, learned.network)
         share = settings.target_smoothing
