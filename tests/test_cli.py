@@ -185,6 +185,14 @@ WRONG = [
     (["train", "lane-keeping", "--restart", "2"], "restart = 2.0; give a probability from 0 to 1"),
     (["train", "lane-keeping", "--level", "-1"], "level = -1.0; give a finite number > 0"),
     (["train", "lane-keeping", "--safeguard", "magic"], "invalid choice 'magic' for argument '--safeguard'"),
+    (
+        ["train", "lane-keeping", "--backup-training", "magic"],
+        "invalid choice 'magic' for argument '--backup-training'",
+    ),
+    (
+        ["train", "seeker", "--backup-training", "td3"],
+        "backup_training = 'td3'; seeker is kept by a robust control invariant",
+    ),
     (["train", "lane-keeping", "--resume", "--out", "NOWHERE"], "does not exist"),
     (["verify", "lane-keeping", "--level", "nan"], "level = nan; give a finite number > 0"),
     (["verify", "lane-keeping", "--max-seconds", "-1"], "max_seconds = -1.0; give a finite number > 0"),

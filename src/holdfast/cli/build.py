@@ -13,7 +13,7 @@ from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet
 from holdfast.cli.config import SettledConfig
 from holdfast.cli.own import load_own
 from holdfast.interop.task_proof import Certified, certify_task, physics_of
-from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
+from holdfast.learn import ALGORITHMS, BACKUP_TRAININGS, BackupTrainer
 from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
 from holdfast.tasks import Disturb, Task, make_task
 from holdfast.types import Guard, Unguarded
@@ -33,11 +33,11 @@ def load_task(spec: str) -> Task:
     return load_own(spec) if ".py" in spec else make_task(spec)
 
 
-def backup_trainer(task: Task, certified: CertifiedBaseSet, config: SettledConfig) -> SafeArrivalTrainer:
+def backup_trainer(task: Task, certified: CertifiedBaseSet, config: SettledConfig) -> BackupTrainer:
     """Phase 1."""
-    settings = SafeArrivalSettings(updates=config.backup_updates)
+    kind, settings = BACKUP_TRAININGS[config.backup_training]
     horizon = config.horizon or task.safety.horizon
-    return SafeArrivalTrainer(certified.base_set, task.safe_set, task.sample_state, horizon, settings)
+    return kind(certified.base_set, task.safe_set, task.sample_state, horizon, settings(updates=config.backup_updates))
 
 
 def implicit_set(

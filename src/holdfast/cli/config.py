@@ -5,11 +5,12 @@ from typing import Any, Literal
 
 import tyro
 
-from holdfast.tasks import Task
+from holdfast.tasks import RobustSafety, Task
 
 SafeguardName = Literal["all", "ray", "boundary_projection", "per_input", "ray_mask", "hyperbolic_ray_mask", "none"]
 Centre = Literal["backup", "chebyshev", "chord", "zonotope"]
 Algorithm = Literal["shac", "ppo", "sac"]
+BackupTraining = Literal["simulator", "td3"]
 GradientMode = Literal["exact", "straight_through", "stopped"]
 
 #: What other algorithms need other numbers for.
@@ -27,6 +28,8 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
         "lost": 10.0,
     },
 }
+#: Where a way to train the backup has other defaults than training through the simulator.
+BACKUP_DEFAULTS: dict[str, dict[str, Any]] = {"simulator": {}, "td3": {"backup_updates": 4000}}
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class TrainConfig:
         seeds: how many seeds are trained side by side in one program.
         level: level of the base set; the largest that can be proved if not given.
         horizon: steps of the backup flow; the task's own if not given.
-        backup_updates: gradient steps of phase 1.
+        backup_training: how the backup is learned in phase 1: by differentiating through the simulator, or by TD3 on the
+            value of safe arrival, as PS2-RL does.
+        backup_updates: updates of phase 1; the defaults of the two ways differ.
         updates: updates of phase 2.
         steps: environment steps of phase 2, in place of `updates`; rounded up to whole updates.
         environments: episodes side by side.
@@ -76,6 +81,7 @@ class TrainConfig:
     seeds: int = 1
     level: float | None = None
     horizon: int | None = None
+    backup_training: BackupTraining = "simulator"
     backup_updates: int | None = None
     updates: int | None = None
     steps: float | None = None
@@ -118,14 +124,21 @@ class TrainConfig:
         """The same with what was not given filled in: from `task.training`, else the algorithm's and the library's defaults.
 
         `task.training` holds settings of SHAC and settings that mean the same whatever the algorithm; what it holds under
-        "ppo" or "sac" is for those alone.
+        "ppo" or "sac" is for those alone, and so is what it holds under "td3".
 
         Raises:
-            ValueError: if `task.training` has a name that is no setting, or a value that is none.
+            ValueError: if `task.training` has a name that is no setting, or a value that is none; or if a backup is to be
+                trained in a way of its own where there is none.
         """
         settings = list(SettledConfig.__annotations__)
-        shared = {name: value for name, value in task.training.items() if name not in ALGORITHM_DEFAULTS}
-        own = dict(task.training.get(self.algorithm, {}))
+        if self.backup_training != "simulator" and isinstance(task.safety, RobustSafety):
+            raise ValueError(
+                f"backup_training = {self.backup_training!r}; {task.name} is kept by a robust control invariant set, which "
+                "needs no backup: leave it out"
+            )
+        named = ALGORITHM_DEFAULTS | BACKUP_DEFAULTS
+        shared = {name: value for name, value in task.training.items() if name not in named}
+        own = dict(task.training.get(self.algorithm, {})) | dict(task.training.get(self.backup_training, {}))
         unknown = sorted((set(shared) | set(own)) - set(settings))
         if unknown:
             raise ValueError(
@@ -133,9 +146,12 @@ class TrainConfig:
             )
         if self.algorithm != "shac":
             shared = {name: value for name, value in shared.items() if name not in _TUNED_FOR_SHAC}
+        if self.backup_training != "simulator":
+            shared.pop("backup_updates", None)  # tuned for the simulator
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in given.items() if value not in (None, "task")}
-        return SettledConfig(**ALGORITHM_DEFAULTS[self.algorithm] | shared | own | given)
+        defaults = ALGORITHM_DEFAULTS[self.algorithm] | BACKUP_DEFAULTS[self.backup_training]
+        return SettledConfig(**defaults | shared | own | given)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,8 @@ class _Keeper:
 def backup_row(done: int, metrics: dict[str, np.ndarray]) -> dict[str, Any]:
     """One line of metrics.jsonl in phase 1: means over the chunk, one number a seed."""
     row: dict[str, Any] = {"phase": "backup", "iteration": done}
-    return row | {name: metrics[name].mean(axis=1).tolist() for name in ("loss", "certified")}
+    with np.errstate(all="ignore"):
+        return row | {name: each.mean(axis=1).tolist() for name, each in metrics.items() if name != "nonfinite"}
 
 
 def policy_row(done: int, metrics: dict[str, np.ndarray], before: int, steps: int) -> dict[str, Any]:

@@ -35,6 +35,18 @@ class Network(eqx.Module):
         )
 
 
+class TwinCritic(eqx.Module):
+    """Two networks (what is seen [o], action in units of the input box [m]) -> value; the lesser is believed."""
+
+    first: Network
+    second: Network
+
+    @staticmethod
+    def initialise(first_key: Key[Array, ""], second_key: Key[Array, ""], sizes: tuple[int, ...]) -> "TwinCritic":
+        """Two networks that begin with small values."""
+        return TwinCritic(*(Network.initialise(key, sizes, last_gain=0.1) for key in (first_key, second_key)))
+
+
 class TanhGaussian(eqx.Module):
     """A stochastic policy: tanh of a Gaussian about a nominal input, scaled to the input box.
 

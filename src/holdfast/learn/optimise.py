@@ -66,6 +66,25 @@ def over_steps(step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: 
     return eqx.combine(moving, rest), outputs
 
 
+def over_steps_if(ready: jax.Array, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any):
+    """`over_steps` where `ready`, shape []; else the carry as it is, and what steps that were not made have to say: NaN, as
+    for returns of episodes that did not end (0 for whole numbers)."""
+    moving, rest = arrays(carry)
+
+    def go(moving):
+        carry, output = over_steps(step, eqx.combine(moving, rest), inputs)
+        return arrays(carry)[0], output
+
+    def wait(moving):
+        def blank(shape):
+            return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
+
+        return moving, jax.tree.map(blank, jax.eval_shape(go, moving)[1])
+
+    moving, outputs = jax.lax.cond(ready, go, wait, moving)
+    return eqx.combine(moving, rest), outputs
+
+
 def moved_towards(target: Any, model: Any, share: float) -> Any:
     """A target network after a share of the model has moved into it (Polyak averaging)."""
     return jax.tree.map(lambda old, new: (1 - share) * old + share * new, target, model)

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from holdfast.learn.experience import PolicySettings, report, tamed
-from holdfast.learn.networks import Network, TanhGaussian, log_density
-from holdfast.learn.optimise import adam, arrays, descend, moved_towards, norm, over_steps, start, value_and_gradient
+from holdfast.learn.networks import TanhGaussian, TwinCritic, log_density
+from holdfast.learn.optimise import adam, descend, moved_towards, norm, over_steps_if, start, value_and_gradient
 from holdfast.learn.policy_trainer import PolicyState, PolicyTrainer
 from holdfast.learn.replay import Replay, Transitions, transitions_of
 
@@ -65,13 +65,6 @@ class SacSettings(PolicySettings):
         return max(1, round(self.update_ratio * self.environments * self.window))
 
 
-class TwinCritic(eqx.Module):
-    """Two networks (normalised observation [o], action in units of the input box [m]) -> value; the lesser is believed."""
-
-    first: Network
-    second: Network
-
-
 #: Fields of the state that gradient steps move.
 _LEARNED = (
     "actor",
@@ -110,7 +103,7 @@ class SacTrainer(PolicyTrainer):
             actor_key, o, settings.hidden, task.system.input_box, settings.initial_std, std_of_state=True
         )
         sizes = (o + m, *settings.hidden, 1)
-        critic = TwinCritic(*(Network.initialise(k, sizes, last_gain=0.1) for k in (first_key, second_key)))
+        critic = TwinCritic.initialise(first_key, second_key, sizes)
         temperature = jnp.log(jnp.asarray(settings.initial_temperature))
         steps = settings.gradient_steps
         return SacState(
@@ -160,23 +153,8 @@ class SacTrainer(PolicyTrainer):
     def _learn(self, state: SacState, ready: Bool[Array, ""], key: Key[Array, ""]):
         """What is learned after an update's gradient steps, by the names of its fields, and metrics of each step."""
         keys = jax.random.split(key, self.settings.gradient_steps)
-        moving, rest = arrays({name: getattr(state, name) for name in _LEARNED})
-
-        def fit(moving):
-            learned, metrics = over_steps(
-                lambda learned, key: self._fit(replace(state, **learned), key), eqx.combine(moving, rest), keys
-            )
-            return arrays(learned)[0], metrics
-
-        def wait(moving):
-            # Metrics of steps that were not made: NaN, as for returns of episodes that did not end.
-            def blank(shape):
-                return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
-
-            return moving, jax.tree.map(blank, jax.eval_shape(fit, moving)[1])
-
-        moving, metrics = jax.lax.cond(ready, fit, wait, moving)
-        return eqx.combine(moving, rest), metrics
+        learned = {name: getattr(state, name) for name in _LEARNED}
+        return over_steps_if(ready, lambda learned, key: self._fit(replace(state, **learned), key), learned, keys)
 
     def _fit(self, state: SacState, key: Key[Array, ""]):
         """One gradient step of critics, actor and temperature on a batch of what is replayed."""

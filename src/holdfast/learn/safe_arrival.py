@@ -1,5 +1,7 @@
-"""Phase 1: a backup policy that arrives safely, learned by differentiating through the simulator."""
+"""Phase 1: a backup policy that arrives safely. Here: what every way to learn it shares, and ours, by differentiating
+through the simulator."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -42,31 +44,60 @@ class SafeArrivalState(eqx.Module):
     updates: Array
 
 
-class SafeArrivalTrainer(eqx.Module):
-    """Minimises, over states x of the region and along the backup flow phi_0..phi_N from each:
-
-        violation_weight * mean_k sum_i [margin - h_i(phi_k) / h_i(x*)]_+  +  log(1 + V(phi_N)/c)  +  mean_k log(1 + V(phi_k)/c)
-
-    with V of the system's `bounded_error`. The first term is safety, the second arrival, the third speed. Where PS2-RL
-    (arXiv 2606.14536) learns the same policy from a safe-arrival value by TD3, the simulator's derivative is used here.
+class BackupTrainer(eqx.Module):
+    """What every way is to learn a backup policy: a `Trainer` of the training loop whose states have a `network`.
 
     Attributes:
         base: base set and controller, used inside the base set as in deployment.
         safe_set: C.
         sample_state: key -> state of the region.
         horizon: N.
-        settings: numbers.
+        settings: numbers, among them `updates` and `hidden`.
     """
 
     base: BaseSet
     safe_set: Set
     sample_state: Callable[[Key[Array, ""]], Float[Array, " n"]]
     horizon: int = eqx.field(static=True)
+    settings: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def init(self, key: Key[Array, ""]) -> Any: ...
+
+    @abc.abstractmethod
+    def update(self, state: Any) -> tuple[Any, dict[str, Array]]: ...
+
+    @property
+    @abc.abstractmethod
+    def steps_per_update(self) -> int:
+        """Steps of the system that one update makes."""
+
+    def _network(self, key: Key[Array, ""]) -> BackupNetwork:
+        """The network that learning begins with."""
+        return BackupNetwork.initialise(key, self.base.system, self._scale(), self.settings.hidden)
+
+    def _scale(self) -> Float[Array, " f"]:
+        """Typical size of each feature over the region: root mean square of a fixed sample."""
+        states = jax.vmap(self.sample_state)(jax.random.split(jax.random.key(0), 1024))
+        features = jax.vmap(self.base.system.features)(states)
+        return jnp.sqrt(jnp.mean(features**2, axis=0)) + 1e-6
+
+
+class SafeArrivalTrainer(BackupTrainer):
+    """Minimises, over states x of the region and along the backup flow phi_0..phi_N from each:
+
+        violation_weight * mean_k sum_i [margin - h_i(phi_k) / h_i(x*)]_+  +  log(1 + V(phi_N)/c)  +  mean_k log(1 + V(phi_k)/c)
+
+    with V of the system's `bounded_error`. The first term is safety, the second arrival, the third speed. Where PS2-RL
+    (arXiv 2606.14536) learns the same policy from a safe-arrival value by TD3, the simulator's derivative is used here
+    (`Td3Trainer` does as they do).
+    """
+
     settings: SafeArrivalSettings = SafeArrivalSettings()
 
     def init(self, key: Key[Array, ""]) -> SafeArrivalState:
         network_key, key = jax.random.split(key)
-        network = BackupNetwork.initialise(network_key, self.base.system, self._scale(), self.settings.hidden)
+        network = self._network(network_key)
         optimiser = start(self._optimiser(), network)
         return SafeArrivalState(network, optimiser, key, jnp.zeros((), jnp.int32))
 
@@ -94,11 +125,9 @@ class SafeArrivalTrainer(eqx.Module):
         loss = jnp.mean(loss)
         return loss, {"loss": loss, "certified": jnp.mean(safe.astype(loss.dtype))}
 
+    @property
+    def steps_per_update(self) -> int:
+        return self.settings.batch * self.horizon
+
     def _optimiser(self):
         return adam(self.settings.learning_rate, self.settings.updates, clip=1.0)
-
-    def _scale(self) -> Float[Array, " f"]:
-        """Typical size of each feature over the region: root mean square of a fixed sample."""
-        states = jax.vmap(self.sample_state)(jax.random.split(jax.random.key(0), 1024))
-        features = jax.vmap(self.base.system.features)(states)
-        return jnp.sqrt(jnp.mean(features**2, axis=0)) + 1e-6
