@@ -15,7 +15,17 @@ from holdfast.cli.own import load_own
 from holdfast.cli.robust import certify_robust_task
 from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
 from holdfast.runs import physics_hash
-from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
+from holdfast.safeguards import (
+    LAYERS,
+    MAPS,
+    MASKS,
+    BackupCBF,
+    BackupSource,
+    InvariantSource,
+    LayerFirst,
+    RayMask,
+    Safeguard,
+)
 from holdfast.tasks import RobustSafety, Task, make_task
 from holdfast.types import Guard, Unguarded
 
@@ -148,16 +158,33 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
 
 def make_guard(
     task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig
-) -> Safeguard | Unguarded:
-    """The safeguard that the config asks for."""
+) -> Safeguard | BackupCBF | Unguarded:
+    """The safeguard that the config asks for, or the published layer, or neither.
+
+    Raises:
+        ValueError: if the task cannot have the layer, or the gradient is not the guard's.
+    """
     if config.safeguard == "none":
         box = task.system.input_box
         return Unguarded(box.lower, box.upper)
     if isinstance(certified, CertifiedInvariantSet):
+        if config.safeguard in LAYERS:
+            raise ValueError(
+                f"safeguard = {config.safeguard!r}; {task.name} is kept by a robust control invariant set and has no backup "
+                f"flow: give one of {', '.join(MAPS)}"
+            )
         source = InvariantSource(certified.invariant, certified.acceptance)
     else:
         implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
         source = BackupSource(implicit, certified.acceptance)
+        if config.safeguard in LAYERS:
+            layer = BackupCBF(implicit, config.safe_gain, config.base_gain, gradient=config.gradient)
+            if config.safeguard == "backup_cbf":
+                return layer
+            exact = "exact" if config.gradient == "relaxed" else config.gradient
+            return Safeguard(source, (), exact, mask=LayerFirst(layer))
+    if config.gradient == "relaxed":
+        raise ValueError(f"gradient = 'relaxed' is of the published layer ({', '.join(LAYERS)}); give 'exact'")
     if config.safeguard in MASKS:
         mask = RayMask(MASKS[config.safeguard], config.centre)
         return Safeguard(source, (MAPS["ray"](),), config.gradient, mask=mask)

@@ -7,10 +7,20 @@ import tyro
 
 from holdfast.tasks import Task
 
-SafeguardName = Literal["all", "ray", "boundary_projection", "per_input", "ray_mask", "hyperbolic_ray_mask", "none"]
+SafeguardName = Literal[
+    "all",
+    "ray",
+    "boundary_projection",
+    "per_input",
+    "ray_mask",
+    "hyperbolic_ray_mask",
+    "backup_cbf",
+    "backup_cbf_verified",
+    "none",
+]
 Centre = Literal["backup", "chebyshev", "chord", "zonotope"]
 Algorithm = Literal["shac", "ppo", "sac"]
-GradientMode = Literal["exact", "straight_through", "stopped"]
+GradientMode = Literal["exact", "relaxed", "straight_through", "stopped"]
 
 #: What other algorithms need other numbers for.
 _TUNED_FOR_SHAC = ("updates", "environments", "window", "actor_rate", "critic_steps", "initial_std", "gradient_limit")
@@ -38,14 +48,18 @@ class TrainConfig:
         task: a task's name, or FILE.py:NAME for one of your own.
         algorithm: how the policy is learned.
         safeguard: which maps correct rejected actions ("all": the nearest of every map's candidates), or which mask
-            deforms every action ("ray_mask", "hyperbolic_ray_mask"); "none": no safeguard, for comparison.
+            deforms every action ("ray_mask", "hyperbolic_ray_mask"); "backup_cbf": the published layer, which proves
+            nothing, and "backup_cbf_verified": its answer is verified, or the committed plan replaces it; "none": no
+            safeguard, for comparison.
         centre: the safe action from which a mask's rays start.
-        gradient: derivative of a corrected action.
+        gradient: derivative of a corrected action; "relaxed" is of the published layer.
         placement: the safeguard sits in the policy (learning differentiates through it) or in the environment.
         seed: first seed.
         seeds: how many seeds are trained side by side in one program.
         level: level of the base set; the largest that can be proved if not given.
         horizon: steps of the backup flow; the task's own if not given.
+        safe_gain: class-K gain of the published layer's safe-set rows, 1/s.
+        base_gain: the same of its base-set row.
         backup_updates: gradient steps of phase 1.
         updates: updates of phase 2.
         steps: environment steps of phase 2, in place of `updates`; rounded up to whole updates.
@@ -66,16 +80,16 @@ class TrainConfig:
 
     task: tyro.conf.Positional[str]
     algorithm: Algorithm = "shac"
-    safeguard: Literal[
-        "task", "all", "ray", "boundary_projection", "per_input", "ray_mask", "hyperbolic_ray_mask", "none"
-    ] = "task"
+    safeguard: SafeguardName | Literal["task"] = "task"
     centre: Literal["task", "backup", "chebyshev", "chord", "zonotope"] = "task"
-    gradient: Literal["task", "exact", "straight_through", "stopped"] = "task"
+    gradient: GradientMode | Literal["task"] = "task"
     placement: Literal["policy", "environment"] = "policy"
     seed: int = 0
     seeds: int = 1
     level: float | None = None
     horizon: int | None = None
+    safe_gain: float = 4.0
+    base_gain: float = 2.0
     backup_updates: int | None = None
     updates: int | None = None
     steps: float | None = None
@@ -97,7 +111,7 @@ class TrainConfig:
         for name in ("seeds", "backup_updates", "updates", "environments", "window", "critic_steps", "episodes"):
             self._require(name, lambda value: value >= 1, "give a whole number >= 1")
         self._require("discount", lambda value: 0 < value < 1, "give a number between 0 and 1")
-        for name in ("actor_rate", "initial_std", "lost", "gradient_limit", "steps"):
+        for name in ("actor_rate", "initial_std", "lost", "gradient_limit", "steps", "safe_gain", "base_gain"):
             self._require(name, lambda value: value > 0, "give a number > 0")
         for name in ("intervention_penalty", "margin_penalty", "restart"):
             self._require(name, lambda value: value >= 0, "give a number >= 0")

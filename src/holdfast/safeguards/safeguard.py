@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from holdfast.safeguards.backup_cbf import LayerFirst
 from holdfast.safeguards.centres import CENTRES
 from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.map import Map, Segments, look_around
@@ -32,14 +33,14 @@ class Safeguard(eqx.Module):
 
     Attributes:
         source: where safe actions come from.
-        maps: what proposes corrections.
+        maps: what proposes corrections; with none, what is not accepted gives way to the committed action.
         gradient: derivative of a corrected action. "exact" (implicit function theorem), "straight_through" (identity),
             "stopped" (zero). An accepted action always passes the gradient; a committed one is constant unless
             "straight_through". The commitment that `step` is given is held constant.
         evaluations: most checks on a segment of a correction.
         resolution: where its search stops, as a fraction of the segment.
         mask: deforms every proposal first, safe ones too; what comes out is then accepted, corrected or refused like any
-            proposal. Its derivative is part of "exact".
+            proposal. Its derivative is part of "exact". A ray mask, or a layer that is verified in this way.
 
     Raises:
         ValueError: for an unknown gradient, or a mask whose centre the source cannot give.
@@ -50,12 +51,12 @@ class Safeguard(eqx.Module):
     gradient: GradientMode = eqx.field(static=True, default="exact")
     evaluations: int = eqx.field(static=True, default=4)
     resolution: float = eqx.field(static=True, default=1e-3)
-    mask: RayMask | None = None
+    mask: RayMask | LayerFirst | None = None
 
     def __check_init__(self):
         if self.gradient not in ("exact", "straight_through", "stopped"):
             raise ValueError(f"Safeguard: gradient = {self.gradient!r}; give 'exact', 'straight_through' or 'stopped'")
-        if self.mask is not None and CENTRES[self.mask.centre] is not None and not self.source.exact:
+        if isinstance(self.mask, RayMask) and CENTRES[self.mask.centre] is not None and not self.source.exact:
             raise ValueError(no_halfspaces(self.source, self.mask))
 
     def init(self, x: Float[Array, " n"]) -> Any:
@@ -268,12 +269,10 @@ def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, state,
     proposal = _admissible(box, u, decision.known_safe)
     # Kept proposals pass the cotangent; committed actions are constants; corrections ask their map.
     kept = jnp.where(decision.choice == -1, cotangent, 0.0)
-    x_bar, u_bar = where_needed(
-        decision.choice >= 0,
-        _pull_back,
-        (jnp.zeros_like(x), kept),
-        (safeguard, state, x, proposal, decision, cotangent),
-    )
+    x_bar, u_bar = jnp.zeros_like(x), kept
+    if safeguard.maps:
+        operands = (safeguard, state, x, proposal, decision, cotangent)
+        x_bar, u_bar = where_needed(decision.choice >= 0, _pull_back, (x_bar, u_bar), operands)
     # Clipping to the box has derivative zero where it acted, one elsewhere.
     u_bar = jnp.where((proposal == u) | (decision.status == Status.accepted), u_bar, 0.0)
     return x_bar, u_bar
