@@ -10,7 +10,7 @@ import numpy as np
 
 from holdfast.backup import BackupNetwork, BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet, certify_base_set
-from holdfast.cli.config import SettledConfig
+from holdfast.cli.config import PUBLISHED_SETTINGS, SettledConfig
 from holdfast.cli.own import load_own
 from holdfast.cli.robust import certify_robust_task
 from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
@@ -196,6 +196,8 @@ def policy_trainer(task: Task, guard: Guard, config: SettledConfig):
     """Phase 2: the algorithm's trainer, with every setting of it that the config has."""
     kind, settings = ALGORITHMS[config.algorithm]
     given = {each.name: getattr(config, each.name) for each in fields(settings) if hasattr(config, each.name)}
+    if config.recipe == "published":
+        given |= PUBLISHED_SETTINGS[config.algorithm]
     trainer = kind(task, guard, settings(**given))
     if config.steps is None:
         return trainer

@@ -37,6 +37,35 @@ ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {
         "lost": 10.0,
     },
 }
+#: Phase 2 as PS2-RL (arXiv 2606.14536) has it, as far as it says; learning rates are the usual ones of SAC and PPO.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    algorithm: {
+        "safeguard": "backup_cbf",
+        "steps": 1e6,
+        "discount": 0.99,
+        "actor_rate": 3e-4,
+        "hidden": (128, 128),
+        "restart": 0.0,
+        "practice": 0.0,
+        "lost": float("inf"),
+        "intervention_penalty": 0.0,
+        "margin_penalty": 0.0,
+    }
+    for algorithm in ("sac", "ppo")
+}
+#: The same for settings that only one algorithm has.
+PUBLISHED_SETTINGS: dict[str, dict[str, Any]] = {
+    "sac": {
+        "batch": 64,
+        "update_ratio": 1 / 8,
+        "target_smoothing": 0.005,
+        "critic_rate": 3e-4,
+        "temperature_rate": 3e-4,
+        "target_entropy": -1.0,
+        "replay": 300_000,
+    },
+    "ppo": {"critic_rate": 3e-4},
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,10 @@ class TrainConfig:
     Attributes:
         task: a task's name, or FILE.py:NAME for one of your own.
         algorithm: how the policy is learned.
+        recipe: whose settings: the library's and the task's ("own"), or phase 2 as published, for sac and ppo: its layer,
+            discount, network, batch, update ratio and steps. What is given goes before either.
+        warm_start: a run of the same task, algorithm and networks (say, an unsafe tracker) from whose policy and critics
+            phase 2 begins.
         safeguard: which maps correct rejected actions ("all": the nearest of every map's candidates), or which mask
             deforms every action ("ray_mask", "hyperbolic_ray_mask"); "backup_cbf": the published layer, which proves
             nothing, and "backup_cbf_verified": its answer is verified, or the committed plan replaces it; "none": no
@@ -67,6 +100,7 @@ class TrainConfig:
         window: steps of every episode that an update sees: SHAC differentiates through them, PPO collects them.
         discount: of rewards.
         actor_rate: peak learning rate of the policy.
+        hidden: hidden layers of policy and critics.
         critic_steps: critic updates for each update of the policy.
         initial_std: exploration noise at the start, before the tanh.
         restart: probability of cutting a training episode short at each step, so that starts are not rare.
@@ -80,6 +114,8 @@ class TrainConfig:
 
     task: tyro.conf.Positional[str]
     algorithm: Algorithm = "shac"
+    recipe: Literal["own", "published"] = "own"
+    warm_start: str | None = None
     safeguard: SafeguardName | Literal["task"] = "task"
     centre: Literal["task", "backup", "chebyshev", "chord", "zonotope"] = "task"
     gradient: GradientMode | Literal["task"] = "task"
@@ -97,6 +133,7 @@ class TrainConfig:
     window: int | None = None
     discount: float | None = None
     actor_rate: float | None = None
+    hidden: tuple[int, ...] | None = None
     critic_steps: int | None = None
     initial_std: float | None = None
     restart: float | None = None
@@ -120,6 +157,11 @@ class TrainConfig:
         self._require(
             "seed", lambda v: 0 <= v <= 2**32 - self.seeds, f"give a whole number from 0 to 2^32 - {self.seeds}"
         )
+        self._require("hidden", lambda sizes: min(sizes, default=0) >= 1, "give sizes >= 1, as 64 64")
+        if self.recipe == "published" and self.algorithm not in PUBLISHED:
+            raise ValueError(
+                f"recipe = 'published' with algorithm = {self.algorithm!r}: it is of {' and '.join(PUBLISHED)}; give --algorithm"
+            )
         self._require("level", lambda value: 0 < value < float("inf"), "give a finite number > 0")
         self._require("horizon", lambda value: value >= 1, "give a whole number of steps >= 1")
 
@@ -149,7 +191,10 @@ class TrainConfig:
             shared = {name: value for name, value in shared.items() if name not in _TUNED_FOR_SHAC}
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in given.items() if value not in (None, "task")}
-        return SettledConfig(**ALGORITHM_DEFAULTS[self.algorithm] | shared | own | given)
+        published = dict(PUBLISHED[self.algorithm]) if self.recipe == "published" else {}
+        if self.updates is not None:
+            published.pop("steps", None)
+        return SettledConfig(**ALGORITHM_DEFAULTS[self.algorithm] | shared | own | published | given)
 
 
 @dataclass(frozen=True)
@@ -165,6 +210,7 @@ class SettledConfig(TrainConfig):
     window: int = 16
     discount: float = 0.95
     actor_rate: float = 7e-3
+    hidden: tuple[int, ...] = (64, 64)
     critic_steps: int = 8
     initial_std: float = 0.05
     restart: float = 0.003
