@@ -194,12 +194,15 @@ def leaving_figure(curves: dict[str, dict[str, np.ndarray]], dt: float) -> Figur
     figure, axes = new_figure(LIGHT, "wide", 1, 2, row_height=3.0, share_x=False)
     colours = (LIGHT.actual, LIGHT.backup, LIGHT.corrected, LIGHT.analytic, LIGHT.unsafe, LIGHT.muted)
     titles = {"backup_cbf": "published layer", "backup_cbf_verified": "the same, verified"}
+    top = 100 * max(curve[-1] for found in curves.values() for curve in found.values()) or 1.0
     for ax, (guard, found) in zip(np.ravel(axes), curves.items()):
         for (name, curve), colour in zip(found.items(), colours):
             ax.plot(
                 dt * (1 + np.arange(len(curve))), 100 * curve, color=colour, label=name if guard == GUARDS[0] else None
             )
-        ax.set(xlabel="time (s)", ylabel="plants that have left (%)", title=titles[guard], ylim=(-2, 102), xscale="log")
+        ax.set(
+            xlabel="time (s)", ylabel="plants that have left (%)", title=titles[guard], ylim=(-0.02 * top, 1.05 * top)
+        )
     figure_legend(figure, LIGHT, "wide")
     return figure
 
