@@ -43,7 +43,9 @@ def main() -> None:
     task, certified, network = backup_of(arguments)
     names = tuple(arguments.guards or (GUARDS[:4] if arguments.quick else GUARDS))
     trainers = {name: trainer_of(task, certified, network, name, arguments.horizon) for name in names}
-    pieces = {name: Piece(trainer, updates) for name, trainer in trainers.items()}
+    # The published layer as it was published is so slow that a tenth of it has to do.
+    size = {name: max(1, updates // 10) if name == "qpax" else updates for name in names}
+    pieces = {name: Piece(trainer, size[name]) for name, trainer in trainers.items()}
     for _ in range(rounds):
         for piece in pieces.values():
             piece.run()
@@ -64,7 +66,7 @@ def main() -> None:
             "sac": settings,
             "gradient_steps_per_environment_step": trainer.settings.gradient_steps / trainer.steps_per_update,
             "rounds": rounds,
-            "updates_in_a_piece": updates,
+            "updates_in_a_piece": size,
             "dtype": "float32",
             "backup": "of the run" if arguments.run else "random weights",
         },
