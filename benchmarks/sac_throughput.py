@@ -12,6 +12,7 @@ of its own runs at least that fast.
 """
 
 import dataclasses
+import sys
 import time
 
 import jax
@@ -47,8 +48,9 @@ def main() -> None:
     size = {name: max(1, updates // 10) if name == "qpax" else updates for name in names}
     pieces = {name: Piece(trainer, size[name]) for name, trainer in trainers.items()}
     for _ in range(rounds):
-        for piece in pieces.values():
+        for name, piece in pieces.items():
             piece.run()
+            print(name, piece.numbers(), file=sys.stderr, flush=True)
     found = {name: piece.numbers() for name, piece in pieces.items()}
     rows = [
         (name, each["steps_per_second"], each["steps_per_cpu_second"], each["interventions"], each["steps"])
