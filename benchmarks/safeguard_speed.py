@@ -54,7 +54,7 @@ def main() -> None:
     repetitions = arguments.repetitions or (8 if quick else 60 if small else 12)
     guard, target = guard_of(trained), asked(trained.task.name)
     implicit = guard.source.implicit_set
-    layer = PublishedLayer(implicit.policy, implicit.safe_set, implicit.horizon)
+    layer = PublishedLayer.of(implicit)
     layers = {"published": layer, "tuned": layer.tuned()}
 
     seen = visited(task, guard, policy_of(trained), episodes=16 if quick else 256)
@@ -120,15 +120,15 @@ def main() -> None:
             "evaluations": guard.evaluations,
             "resolution": guard.resolution,
             "published": {
-                "slack_weight": layer.slack_weight,
+                "slack_weight": layer.layer.slack_weight,
                 "tolerance": layer.tolerance,
                 "max_iterations": {name: each.max_iterations for name, each in layers.items()},
                 "squarings": layer.squarings,
                 "sensitivities": {
-                    name: "tangents of the Euler flow" if each.tangents else "products of matrix exponentials"
+                    name: "products of matrix exponentials" if each.exponentials else "tangents of the flow"
                     for name, each in layers.items()
                 },
-                "gains": [layer.safe_gain, layer.base_gain],
+                "gains": [layer.layer.safe_gain, layer.layer.base_gain],
             },
             "latency": {"threads": 1, "cores": 1, "calls": calls, "from and to": "numpy arrays"},
         },

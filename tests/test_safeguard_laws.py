@@ -80,6 +80,25 @@ def test_batches_within_batches_give_the_same(maps):
     np.testing.assert_allclose(nested.action.reshape(-1, 2), answer.action, rtol=1e-9, atol=1e-9)
 
 
+def test_without_a_history_it_is_a_step_from_a_fresh_commitment():
+    """`guard` looks for a commitment only where the proposal fails: but for rounding, the answer may not tell."""
+    guard = safeguard("ray")
+    x, u = jax.vmap(TASK.sample_state)(jax.random.split(jax.random.key(5), COUNT)), bang_bang(COUNT)
+    u = u.at[:4].set(jnp.array([[jnp.nan, 0.0], [jnp.inf, 0.0], [9.0, 9.0], [1e300, 0.0]]))
+    x = x.at[4].set(jnp.nan)
+
+    @jax.jit
+    @jax.vmap
+    def both(x, u):
+        return guard.guard(x, u), guard.step(guard.init(x), x, u)[0]
+
+    short, whole = both(x, u)
+    assert {Status.accepted, Status.corrected, Status.uncertified, Status.bad_action} <= set(np.asarray(short.status))
+    np.testing.assert_array_equal(short.status, whole.status)
+    np.testing.assert_array_equal(short.correction == 0, whole.correction == 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), short, whole)
+
+
 @pytest.mark.parametrize("name", list(NAMED))
 def test_declared_expansion_holds_where_the_safe_actions_are_convex(name):
     """|a(u) - a(v)| <= |u - v| in half-widths, for maps that declare it, up to the search's resolution."""

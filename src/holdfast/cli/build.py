@@ -10,11 +10,21 @@ import numpy as np
 
 from holdfast.backup import BackupNetwork, BackupPolicy, ImplicitInvariantSet
 from holdfast.certify import CertifiedBaseSet, CertifiedInvariantSet
-from holdfast.cli.config import SettledConfig
+from holdfast.cli.config import PUBLISHED_SETTINGS, SettledConfig
 from holdfast.cli.own import load_own
 from holdfast.interop.task_proof import Certified, certify_task, physics_of
 from holdfast.learn import ALGORITHMS, BACKUP_TRAININGS, BackupTrainer
-from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
+from holdfast.safeguards import (
+    LAYERS,
+    MAPS,
+    MASKS,
+    BackupCBF,
+    BackupSource,
+    InvariantSource,
+    LayerFirst,
+    RayMask,
+    Safeguard,
+)
 from holdfast.tasks import Disturb, Task, make_task
 from holdfast.types import Guard, Unguarded
 
@@ -96,16 +106,33 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
 
 def make_guard(
     task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig
-) -> Safeguard | Unguarded:
-    """The safeguard that the config asks for."""
+) -> Safeguard | BackupCBF | Unguarded:
+    """The safeguard that the config asks for, or the published layer, or neither.
+
+    Raises:
+        ValueError: if the task cannot have the layer, or the gradient is not the guard's.
+    """
     if config.safeguard == "none":
         box = task.system.input_box
         return Unguarded(box.lower, box.upper)
     if isinstance(certified, CertifiedInvariantSet):
+        if config.safeguard in LAYERS:
+            raise ValueError(
+                f"safeguard = {config.safeguard!r}; {task.name} is kept by a robust control invariant set and has no backup "
+                f"flow: give one of {', '.join(MAPS)}"
+            )
         source = InvariantSource(certified.invariant, certified.acceptance)
     else:
         implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
         source = BackupSource(implicit, certified.acceptance)
+        if config.safeguard in LAYERS:
+            layer = BackupCBF(implicit, config.safe_gain, config.base_gain, gradient=config.gradient)
+            if config.safeguard == "backup_cbf":
+                return layer
+            exact = "exact" if config.gradient == "relaxed" else config.gradient
+            return Safeguard(source, (), exact, mask=LayerFirst(layer))
+    if config.gradient == "relaxed":
+        raise ValueError(f"gradient = 'relaxed' is of the published layer ({', '.join(LAYERS)}); give 'exact'")
     if config.safeguard in MASKS:
         mask = RayMask(MASKS[config.safeguard], config.centre)
         return Safeguard(source, (MAPS["ray"](),), config.gradient, mask=mask)
@@ -117,6 +144,8 @@ def policy_trainer(task: Task, guard: Guard, config: SettledConfig, disturb: Dis
     """Phase 2: the algorithm's trainer, with every setting of it that the config has. `disturb` chooses the disturbances."""
     kind, settings = ALGORITHMS[config.algorithm]
     given = {each.name: getattr(config, each.name) for each in fields(settings) if hasattr(config, each.name)}
+    if config.recipe == "published":
+        given |= PUBLISHED_SETTINGS[config.algorithm]
     trainer = kind(task, guard, settings(**given), disturb=disturb)
     if config.steps is None:
         return trainer

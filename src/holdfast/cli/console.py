@@ -136,13 +136,15 @@ def print_derived(task: Any) -> None:
 
 def print_attack(found: dict[str, Any]) -> None:
     """An attack's counts, adversary by adversary, and whatever else it says."""
+    alone = found["conditions"].startswith("The published layer")
+    held = "ended in the implicit set" if alone else "held a committed plan"
     output.print(
         f"{found['violations']} violations in {found['steps']:,} attacked steps ({found['plants']:,} plants); "
-        f"{found['certified_steps']:,} held a committed plan",
+        f"{found['certified_steps']:,} {held}",
         highlight=False,
     )
     table = Table(title_justify="left")
-    for heading in ("adversary", "steps", "violations", "held a plan", "worst margin"):
+    for heading in ("adversary", "steps", "violations", held.replace("a committed", "a"), "worst margin"):
         table.add_column(heading)
     noise = {f"noise: {name}": each for name, each in found["disturbances"].items()}
     for name, each in (found["adversaries"] | noise).items():

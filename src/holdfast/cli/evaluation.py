@@ -33,7 +33,7 @@ from holdfast.plots import (
     write_report_page,
 )
 from holdfast.runs import RunDirectory
-from holdfast.safeguards import MASKS, Safeguard
+from holdfast.safeguards import LAYERS, MASKS, BackupCBF, Safeguard
 
 #: Start states of evaluation are those of this seed unless another is asked for: never the training's own.
 EVALUATION_SEED = 10_000
@@ -91,7 +91,13 @@ def evaluate_run(
         piece = invariant_slice(task, *looked_at[:2], acceptance=looked_at[2])
     certificate = trained.certified.certificate.with_obligation(_starts_obligation(coverage))
     finished = () if trained.finished else ("Training was interrupted before its last update.",)
-    unguarded = () if isinstance(guards[0], Safeguard) else ("No safeguard: nothing is promised for this run.",)
+    guarded = isinstance(guards[0], Safeguard | BackupCBF)
+    unguarded = () if guarded else ("No safeguard: nothing is promised for this run.",)
+    if isinstance(guards[0], BackupCBF):
+        certificate = guards[0].certificate(certificate)
+        unguarded = (
+            "The published layer filters actions and verifies nothing; the certificate says what is not proved.",
+        )
     report = make_report(
         task,
         results,
@@ -102,7 +108,7 @@ def evaluate_run(
         training_safety=training_safety(trained.policy),
         coverage=coverage,
         interventions=explained,
-        certificate=certificate if isinstance(guards[0], Safeguard) else None,
+        certificate=certificate if guarded else None,
         published=task.published or None,
         optimal_control=task.optimal_control or None,
         noise=noise,
@@ -123,8 +129,10 @@ def evaluate_run(
 
 
 def _safeguard_words(config: SettledConfig) -> str:
-    centre = f", rays from the {config.centre} centre" if config.safeguard in MASKS else ""
-    return f"{config.safeguard} (in the {config.placement}, gradient {config.gradient}{centre})"
+    more = f", rays from the {config.centre} centre" if config.safeguard in MASKS else ""
+    if config.safeguard in LAYERS:
+        more = f", gains {config.safe_gain:g} and {config.base_gain:g}"
+    return f"{config.safeguard} (in the {config.placement}, gradient {config.gradient}{more})"
 
 
 def _certified_sets(trained: Trained):

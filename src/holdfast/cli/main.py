@@ -318,7 +318,7 @@ class Render:
         trained = load_run(run, run.read_config(TrainConfig))
         guard = make_guard(trained.task, trained.certified, of_seed(trained.network, 0), trained.config)
         source = guard.source if isinstance(guard, Safeguard) else None
-        implicit = source.implicit_set if isinstance(source, BackupSource) else None
+        implicit = source.implicit_set if isinstance(source, BackupSource) else getattr(guard, "implicit_set", None)
         out = self.out or run.path / "episode.mp4"
         path = render_episode(trained.task, trajectories, out, episode=self.episode, implicit_set=implicit)
         if not self.json:

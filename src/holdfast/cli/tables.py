@@ -126,7 +126,9 @@ class Export:
         task, certificate = trained.task, trained.certified.certificate
         guard = make_guard(task, trained.certified, of_seed(trained.network, self.index), trained.config)
         if not isinstance(guard, Safeguard):
-            raise ValueError(f"{run.path} was trained with --safeguard none: there is nothing safe to export")
+            raise ValueError(
+                f"{run.path} was trained with --safeguard {trained.config.safeguard}: there is nothing safe to export"
+            )
         policy, out = of_seed(trained.policy.policy, self.index), self.out or run.path / "controller"
         physics = physics_of(task)
         export_controller(out, task=task, guard=guard, policy=policy, certificate=certificate, physics=physics)

@@ -103,6 +103,8 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
     """
     task, watch = load_task(config.task), Stopwatch()
     settled = config.for_task(task)
+    begun = resume and _position(run, task)["phase"] == "policy" and _position(run, task)["updates"] > 0
+    warm = None if settled.warm_start is None or begun else warm_start(settled, task)
     certificate = kept_certificate(run, task) if resume else None
     with watch("verify"):
         progress("verify", 0, 1, {})
@@ -132,6 +134,8 @@ def train_run(config: TrainConfig, run: RunDirectory, *, resume: bool, progress:
     guard = make_guard(task, certified, network, settled)
     trainer = policy_trainer(task, guard, settled)
     state = initialise(trainer, jax.vmap(lambda k: jax.random.fold_in(k, 2))(keys))
+    if warm is not None and not start:
+        state = warmed(state, warm, str(settled.warm_start))
     if start:
         restored = _restore(run, {"network": network, "policy": state}, identity)
         network, state = restored["network"], restored["policy"]
@@ -259,6 +263,58 @@ def load_run(run: RunDirectory, config: TrainConfig) -> Trained:
     restored = _restore(run, {"network": network, "policy": state}, identity)
     finished = at["updates"] >= trainer.settings.updates
     return Trained(task, settled, certified, restored["network"], restored["policy"], finished, {})
+
+
+#: What a warm start takes over, where the algorithm has it; optimisers, replay and counts begin anew.
+_WARM = ("actor", "critic", "target", "log_temperature")
+
+
+def warm_start(config: SettledConfig, task: Task) -> Trained:
+    """The run that `config.warm_start` names, if phase 2 of `config` can begin from it.
+
+    Raises:
+        RunError: if it is no trained run, or of another task, algorithm, network or number of seeds.
+    """
+    where, run = f"warm_start = {config.warm_start!r}", RunDirectory.open(str(config.warm_start))
+    other = run.read_config(TrainConfig)
+    if (theirs := load_task(other.task).name) != task.name:
+        raise RunError(f"{where} is a run of task {theirs!r}, not {task.name!r}; give one of this task")
+    settled = other.for_task(task)
+    for name in ("algorithm", "hidden"):
+        seen, wanted = getattr(settled, name), getattr(config, name)
+        if seen != wanted:
+            raise RunError(
+                f"{where} has {name} = {seen}, and this run {wanted}; train one of them with the other's {name}"
+            )
+    if other.seeds not in (1, config.seeds):
+        raise RunError(f"{where} has {other.seeds} seeds, and this run {config.seeds}; give a run with 1 or as many")
+    return load_run(run, other)
+
+
+def warmed(state: Any, warm: Trained, where: str) -> Any:
+    """A fresh training state with the networks, the normaliser and the unit of rewards of a trained one.
+
+    Raises:
+        RunError: if a leaf has another shape.
+    """
+
+    def learned(policy):
+        parts = [getattr(policy, name) for name in _WARM if hasattr(policy, name)]
+        return [*parts, policy.experience.normaliser, policy.experience.reward_scale]
+
+    def take(path, new, old):
+        if not isinstance(new, jax.Array):
+            return new
+        # One seed starts many.
+        wanted = jnp.broadcast_to(old, (new.shape[0], *old.shape[1:])) if old.shape[0] == 1 else old
+        if wanted.shape != new.shape:
+            raise RunError(
+                f"warm_start = {where!r}: its {jax.tree_util.keystr(path)} has shape {old.shape[1:]} for each seed, and this "
+                f"run {new.shape[1:]}; give a run with the same networks"
+            )
+        return wanted.astype(new.dtype)
+
+    return eqx.tree_at(learned, state, jax.tree_util.tree_map_with_path(take, learned(state), learned(warm.policy)))
 
 
 def kept_certificate(run: RunDirectory, task: Task) -> Certificate | None:

@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from holdfast.backup import AcceptanceMargins
+from holdfast.safeguards import BackupCBF, BackupSource
 from holdfast.sets import Box
 from holdfast.tasks import Task
 
@@ -176,10 +179,13 @@ def default_adversaries(task: Task, guard: Any, policy: Callable | None = None) 
 def attack_surface(task: Task, guard: Any, ahead: int = 10) -> tuple[Rows, Look]:
     """Margins to push against: (differentiable rows, (margin, acceptable)), both functions of (x, u).
 
-    Without a source, the safe set's margins while u is held for `ahead` steps; one step would not do, since many inputs
-    reach a constrained coordinate only through others.
+    Of the published layer, those of its implicit set. Without a source, the safe set's margins while u is held for `ahead`
+    steps; one step would not do, since many inputs reach a constrained coordinate only through others.
     """
     source = getattr(guard, "source", None)
+    if isinstance(guard, BackupCBF):
+        # It has no source; what it should keep is the implicit set all the same.
+        source = BackupSource(guard.implicit_set, AcceptanceMargins(np.zeros(1), 0.0))
     if source is not None:
         return source.rows, _SourceLook(source)
     rows = HeldMargins(task, ahead)

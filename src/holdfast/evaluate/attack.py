@@ -13,7 +13,7 @@ import numpy as np
 
 from holdfast.evaluate.adversaries import Adversary, default_adversaries
 from holdfast.evaluate.attack_result import AttackResult, conditions_of, names_of
-from holdfast.evaluate.disturbances import Disturbance, default_disturbances, invariant_region
+from holdfast.evaluate.disturbances import Disturbance, default_disturbances, looked_at_again
 from holdfast.evaluate.episodes import split
 from holdfast.tasks import Task
 from holdfast.types import Guard, Status
@@ -121,7 +121,7 @@ def attack(
         noise_arrays, plants, proposed, answer.action, answer.status, certified, t, plant_key
     )
     step_plants = step_plants.compile()
-    recertified = invariant_region(safeguard) is not None
+    recertified = looked_at_again(safeguard)
     if recertified:
         look_again = jax.jit(_recertification(safeguard)).lower(plants, certified).compile()
     compiled = time.perf_counter()

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.evaluate.disturbances import invariant_region
 from holdfast.evaluate.strict_json import encode
+from holdfast.safeguards import BackupCBF
 from holdfast.tasks import Task
 from holdfast.types import Guard
 
@@ -26,7 +27,8 @@ class AttackResult:
         worst_margin: smallest margin of each constraint by name; -inf where a state was not finite.
         statuses: steps by the name of their `Status`.
         certified_steps: steps after which the guard held a committed certified plan; where it keeps an invariant set, those
-            after which the new state was certified anew as well.
+            after which the new state was certified anew as well; for a layer that keeps nothing, those after which the
+            new state lay in the implicit set.
         uncertified_starts: task starts that the guard could not certify; a certified state took their place.
         diverged: steps whose successor was not finite; that plant was set back to its start.
         adversaries: by name, {plants, steps, violations, violating_plants, certified_steps, worst_margin}.
@@ -86,7 +88,12 @@ def conditions_of(
     """Whether an attack went beyond what the guard's certificate covers, and in plain words how it was done."""
     said, beyond = [], []
     guarded = hasattr(guard, "source")
-    if not guarded:
+    if isinstance(guard, BackupCBF):
+        said.append(
+            "The published layer was in the loop, which no certificate covers: nothing was verified, and 'certified' steps are "
+            "those after which the state lay in the implicit set, looked at from outside."
+        )
+    elif not guarded:
         said.append("No safeguard was in the loop.")
     said.append(
         "Plant and safeguard ran as separate programs, with noise of one unit in the last place on every state."

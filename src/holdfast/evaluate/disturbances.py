@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from holdfast.evaluate.adversaries import HeldMargins
+from holdfast.safeguards import BackupCBF
 from holdfast.sets import Box, LocallyConvex
 from holdfast.tasks import Task
 
@@ -128,6 +129,12 @@ def invariant_region(guard: Any) -> LocallyConvex | None:
     """The set that a guard keeps invariant whatever the disturbance; None where it promises no such thing."""
     invariant = getattr(getattr(guard, "source", None), "invariant", None)
     return None if invariant is None else invariant.region
+
+
+def looked_at_again(guard: Any) -> bool:
+    """Whether a guard's promise is looked at anew at every state: where it keeps an invariant set; and where it keeps nothing
+    at all, so that only looking tells (`BackupCBF`)."""
+    return invariant_region(guard) is not None or isinstance(guard, BackupCBF)
 
 
 class _RegionMargins(eqx.Module):

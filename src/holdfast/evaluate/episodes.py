@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from holdfast.backup import AcceptanceMargins
-from holdfast.evaluate.disturbances import OneOf, default_disturbances, invariant_region
+from holdfast.evaluate.disturbances import OneOf, default_disturbances, looked_at_again
+from holdfast.safeguards import BackupCBF
 from holdfast.tasks import Disturb, Task, reset, rollout
 from holdfast.types import Guard, Status
 
@@ -65,7 +66,8 @@ class EpisodeResults:
             like all others. False throughout without a safeguard, whose steps all say `unguarded`.
         lapses: samples of an episode with a certified start at which the promise did not hold any more, shape [E]: the
             step says `uncertified`, or the guard keeps an invariant set and the state is not certified anew. Zero, or
-            the plant is not what the certificate is about.
+            the plant is not what the certificate is about. For the published layer, which promises nothing: samples
+            outside its implicit set.
         steps: steps of an episode.
         seed: of the start states.
         trajectories: the first few episodes whole.
@@ -200,8 +202,9 @@ class Evaluator:
         status = steps.guard.status
         certified_start = jnp.asarray(getattr(start.guard, "certified", True))
         lapsed = jnp.concatenate([status == Status.uncertified, jnp.zeros(1, bool)])
-        if invariant_region(guard) is not None:
-            lapsed |= ~jax.vmap(guard.init)(states).certified
+        if looked_at_again(guard):
+            again = ~jax.vmap(guard.init)(states).certified
+            lapsed = again if isinstance(guard, BackupCBF) else lapsed | again
         summary = {
             "metrics": task.metrics(states, start.context) | {"return": jnp.sum(steps.reward)},
             "violations": jnp.sum(~safe, dtype=jnp.int32),

@@ -226,6 +226,9 @@ def _notes(safety: Mapping[str, Any], certificate: Certificate | None) -> list[s
         notes.append(
             f"At {safety['lapses']} samples after certified starts nothing was promised any more: the plant left what the "
             "certificate is about, or the certificate is wrong."
+            if certificate is None or certificate.holds
+            else f"At {safety['lapses']} samples after starts in the certified set the state lay outside of it: no promise was "
+            "held, so nothing brought it back."
         )
     for name, found in safety.get("noise", {}).items():
         notes.append(

@@ -236,7 +236,10 @@ class SacTrainer(PolicyTrainer):
 
     def _taken(self, x, action: Float[Array, " m"]) -> Float[Array, " m"]:
         """The action that critics judge: as proposed, or as a guard without a history would apply it."""
-        return self.guard.step(self.guard.init(x), x, action)[0].action if self._through_guard else action
+        if not self._through_guard:
+            return action
+        afresh = getattr(self.guard, "guard", None)
+        return (self.guard.step(self.guard.init(x), x, action)[0] if afresh is None else afresh(x, action)).action
 
     def _values(self, critic: TwinCritic, observation: Float[Array, " o"], action: Float[Array, " m"]):
         """Both critics on a normalised observation, shape [2]."""

@@ -1,6 +1,7 @@
 """Safeguards: sources of safe actions, maps onto them, and the stateful total safeguard that combines both."""
 
 from holdfast.safeguards.action_zonotope import ActionZonotope
+from holdfast.safeguards.backup_cbf import LAYERS, BackupCBF, LayerAnswer, LayerFirst
 from holdfast.safeguards.backup_source import BackupSource
 from holdfast.safeguards.boundary_projection import BoundaryProjection
 from holdfast.safeguards.centres import CENTRES
@@ -19,13 +20,17 @@ MAPS = {"ray": Ray, "boundary_projection": BoundaryProjection, "per_input": PerI
 
 __all__ = [
     "CENTRES",
+    "LAYERS",
     "MAPS",
     "MASKS",
     "ActionZonotope",
+    "BackupCBF",
     "BackupSource",
     "BoundaryProjection",
     "HalfSpaces",
     "InvariantSource",
+    "LayerAnswer",
+    "LayerFirst",
     "Map",
     "PerInput",
     "Promise",

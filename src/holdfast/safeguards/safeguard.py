@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from holdfast.safeguards.backup_cbf import LayerFirst
 from holdfast.safeguards.centres import CENTRES
 from holdfast.safeguards.compaction import where_needed
 from holdfast.safeguards.map import Map, Segments, look_around
@@ -32,14 +33,14 @@ class Safeguard(eqx.Module):
 
     Attributes:
         source: where safe actions come from.
-        maps: what proposes corrections.
+        maps: what proposes corrections; with none, what is not accepted gives way to the committed action.
         gradient: derivative of a corrected action. "exact" (implicit function theorem), "straight_through" (identity),
             "stopped" (zero). An accepted action always passes the gradient; a committed one is constant unless
             "straight_through". The commitment that `step` is given is held constant.
         evaluations: most checks on a segment of a correction.
         resolution: where its search stops, as a fraction of the segment.
         mask: deforms every proposal first, safe ones too; what comes out is then accepted, corrected or refused like any
-            proposal. Its derivative is part of "exact".
+            proposal. Its derivative is part of "exact". A ray mask, or a layer that is verified in this way.
 
     Raises:
         ValueError: for an unknown gradient, or a mask whose centre the source cannot give.
@@ -50,12 +51,12 @@ class Safeguard(eqx.Module):
     gradient: GradientMode = eqx.field(static=True, default="exact")
     evaluations: int = eqx.field(static=True, default=4)
     resolution: float = eqx.field(static=True, default=1e-3)
-    mask: RayMask | None = None
+    mask: RayMask | LayerFirst | None = None
 
     def __check_init__(self):
         if self.gradient not in ("exact", "straight_through", "stopped"):
             raise ValueError(f"Safeguard: gradient = {self.gradient!r}; give 'exact', 'straight_through' or 'stopped'")
-        if self.mask is not None and CENTRES[self.mask.centre] is not None and not self.source.exact:
+        if isinstance(self.mask, RayMask) and CENTRES[self.mask.centre] is not None and not self.source.exact:
             raise ValueError(no_halfspaces(self.source, self.mask))
 
     def init(self, x: Float[Array, " n"]) -> Any:
@@ -70,6 +71,10 @@ class Safeguard(eqx.Module):
             ValueError: while tracing, if x or u has the wrong shape.
         """
         self._check_shapes(x, u)
+        return self._step(state, x, u, None)
+
+    def _step(self, state: Any, x: Float[Array, " n"], u: Float[Array, " m"], checked: Any) -> tuple[Safeguarded, Any]:
+        """`step`, with what `source.check` says of the proposal where that is known."""
         state, wanted, corrections, halfspaces = _frozen(state), u, None, None
         if self.mask is not None or self.source.exact:
             actions = _frozen(self)._actions(state, x)
@@ -80,7 +85,7 @@ class Safeguard(eqx.Module):
             wanted = jax.lax.optimization_barrier(jnp.where(jnp.all(jnp.isfinite(u)), masked, u))
         if halfspaces is not None and self.mask is None:
             corrections = jax.lax.optimization_barrier(self._corrections(actions, halfspaces, wanted))
-        decision = _decide(_frozen((self, state, x, wanted, halfspaces, corrections)))
+        decision = _decide(_frozen((self, state, x, wanted, halfspaces, corrections, checked)))
         action = self._with_gradient(decision, state, x, u, wanted, corrections)
         if self.mask is not None:
             deformed = (decision.status == Status.accepted) & jnp.any(wanted != u)
@@ -91,8 +96,20 @@ class Safeguard(eqx.Module):
         return Safeguarded(action, decision.status, decision.margin, correction), decision.commitment
 
     def guard(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Safeguarded:
-        """One step from a fresh commitment: for gradients and replay buffers. Claims no recursion."""
-        return self.step(self.init(x), x, u)[0]
+        """One step from a fresh commitment: for gradients and replay buffers. Claims no recursion.
+
+        A commitment is looked for only where the proposal fails its check.
+        """
+        source = self.source
+        if self.mask is not None or source.exact:
+            return self.step(self.init(x), x, u)[0]
+        self._check_shapes(x, u)
+        x, seen = jnp.asarray(x), _frozen((x, u))
+        checked = source.check(seen[0], _admissible(source.input_box, seen[1], jnp.zeros_like(seen[1])))
+        usable = checked.certified & jnp.all(jnp.isfinite(seen[0])) & jnp.all(jnp.isfinite(seen[1]))
+        blank = jax.tree.map(jnp.zeros_like, checked)
+        state = where_needed(~usable, _fresh, blank, (_frozen(source), seen[0]))
+        return self._step(state, x, u, checked)[0]
 
     def _actions(self, state, x) -> SafeActionSet:
         # Double where: a state that cannot be read has no derivative, and 0 * NaN is NaN.
@@ -168,7 +185,7 @@ class _Decision(eqx.Module):
 
 
 def _decide(operands) -> _Decision:
-    safeguard, state, x, u, halfspaces, corrections = operands
+    safeguard, state, x, u, halfspaces, corrections, checked = operands
     source = safeguard.source
     box = source.input_box
     finite_u, finite_x = jnp.all(jnp.isfinite(u)), jnp.all(jnp.isfinite(x))
@@ -176,7 +193,7 @@ def _decide(operands) -> _Decision:
     known_safe = source.fallback(x, state)
     inside = box.contains(u)
     proposal = _admissible(box, u, known_safe)
-    checked = source.check(x, proposal)
+    checked = source.check(x, proposal) if checked is None else checked
     verified = checked.certified & finite_u & finite_x
     kept = source.after_fallback(state)
 
@@ -207,6 +224,11 @@ def _decide(operands) -> _Decision:
     margin = jnp.where(commitment.certified, commitment.margin, -jnp.inf)
     choice = jnp.where(verified, -1, choice)
     return _Decision(pick(proposal, action), status, margin, commitment, known_safe, choice, length)
+
+
+def _fresh(operands):
+    source, x = operands
+    return source.init(x)
 
 
 def _correct(operands):
@@ -275,20 +297,26 @@ def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, state,
     proposal = _admissible(box, u, decision.known_safe)
     # Kept proposals pass the cotangent; committed actions are constants; corrections ask their map.
     kept = jnp.where(decision.choice == -1, cotangent, 0.0)
-    x_bar, u_bar = where_needed(
-        decision.choice >= 0,
-        _pull_back,
-        (jnp.zeros_like(x), kept),
-        (safeguard, state, x, proposal, decision, cotangent),
-    )
+    x_bar, u_bar = jnp.zeros_like(x), kept
+    if safeguard.maps:
+        # A state that nothing is differentiated by (a replayed one) needs no reverse pass through the flow.
+        pull_back = _pull_back if perturbed[0] else _pull_back_action
+        operands = (safeguard, state, x, proposal, decision, cotangent)
+        x_bar, u_bar = where_needed(decision.choice >= 0, pull_back, (x_bar, u_bar), operands)
     # Clipping to the box has derivative zero where it acted, one elsewhere.
     u_bar = jnp.where((proposal == u) | (decision.status == Status.accepted), u_bar, 0.0)
     return x_bar, u_bar
 
 
-def _pull_back(operands):
-    """Cotangents of x and of the proposal: the maps' adjoints in turn, then one reverse pass of the margins."""
-    safeguard, state, x, proposal, decision, cotangent = operands
+def _pull_back_action(operands):
+    """Cotangent of the proposal alone, and zero for x."""
+    adjoint, _ = _adjoint(operands)
+    return jnp.zeros_like(operands[2]), adjoint.u
+
+
+def _adjoint(operands):
+    """The chosen map's adjoint, and whether any map is curved."""
+    safeguard, _, x, proposal, decision, cotangent = operands
     source, action, known_safe = safeguard.source, decision.action, decision.known_safe
     actions = SafeActionSet(source, x, known_safe, jnp.full((), jnp.nan, action.dtype))
     curved = any(each.curved for each in safeguard.maps)
@@ -304,6 +332,14 @@ def _pull_back(operands):
     _, adjoint = chosen[0]
     for mine, part in chosen[1:]:
         adjoint = jax.tree.map(lambda a, b, mine=mine: jnp.where(mine, a, b), part, adjoint)
+    return adjoint, curved
+
+
+def _pull_back(operands):
+    """Cotangents of x and of the proposal: the maps' adjoints in turn, then one reverse pass of the margins."""
+    safeguard, state, x, _, decision, _ = operands
+    source, action = safeguard.source, decision.action
+    adjoint, curved = _adjoint(operands)
 
     def weighted(x):
         if not curved:

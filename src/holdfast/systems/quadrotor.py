@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from holdfast.sets import Box
-from holdfast.systems import hover_frame
+from holdfast.systems import hover_frame, quaternion
 from holdfast.systems.hover_frame import GRAVITY
 from holdfast.systems.structure import Spread, Symmetry
 
@@ -37,6 +37,15 @@ class Quadrotor(hover_frame.HoveringSystem):
     ) -> Float[Array, " 10"]:
         """Explicit Euler, then q renormalised. A q of length zero becomes NaN: it is no attitude."""
         return hover_frame.fly(x, u[0], u[1:], self.dt, self.gravity)
+
+    def derivative(
+        self, x: Float[Array, " 10"], u: Float[Array, " 4"], w: Float[Array, " 0"] | None = None
+    ) -> Float[Array, " 10"]:
+        """x' before it was sampled, affine in u, shape [10]."""
+        v, q = x[3:6], x[6:]
+        acceleration = u[0] * quaternion.body_z(q) - self.gravity * jnp.array([0.0, 0.0, 1.0], x.dtype)
+        turning = 0.5 * quaternion.multiply(q, jnp.concatenate([jnp.zeros(1, u.dtype), u[1:]]))
+        return jnp.concatenate([v, acceleration, turning])
 
     def equilibrium(self) -> tuple[Float[Array, " 10"], Float[Array, " 4"]]:
         return hover_frame.hover(self.hover_height), jnp.array([self.gravity, 0.0, 0.0, 0.0])

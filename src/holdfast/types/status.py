@@ -4,7 +4,9 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """Outcome of one safeguard step. Every status but `uncertified` and `unguarded` keeps the guarantee."""
+    """Outcome of one step of a guard. Where the guard is a `Safeguard`, every status but `uncertified` and `unguarded` keeps
+    the guarantee. Other guards use the same words for what they did, and their certificate says what follows from it: a
+    `BackupCBF` tests its rows, and promises nothing."""
 
     accepted = 0
     corrected = 1
@@ -27,11 +29,11 @@ class Status(enum.IntEnum):
 
 _TEXT = {
     Status.accepted: (
-        "The proposed action was verified to keep the state certified, so it was applied bit for bit.",
+        "The proposed action passed the guard's test (a safeguard's: the state stays certified), so it was applied bit for bit.",
         "Nothing to do.",
     ),
     Status.corrected: (
-        "The proposed action left the certified set or the input box, or a mask moved it; a verified action was applied instead.",
+        "The proposed action did not pass the guard's test, or a mask moved it; an action that passes was applied instead.",
         "Frequent corrections without a mask mean that the policy works against its limits: penalise interventions.",
     ),
     Status.fell_back: (
@@ -39,7 +41,7 @@ _TEXT = {
         "Frequent fall-backs mean that candidates are poor or safe actions few: use more maps, a longer horizon or a larger set.",
     ),
     Status.bad_action: (
-        "The proposed action held NaN or infinity; the action that keeps the promise was applied.",
+        "The proposed action held NaN or infinity; the action that keeps the promise (without one, the backup's) was applied.",
         "Look for a diverged policy, a normalisation by zero, or an unscaled observation.",
     ),
     Status.bad_state: (
@@ -47,7 +49,7 @@ _TEXT = {
         "Look at the sensor, the estimator or the simulator: the safeguard cannot certify what it cannot see.",
     ),
     Status.uncertified: (
-        "Nothing is promised: the state is outside, or cannot be read by a set that needs it, and no action was verified.",
+        "Nothing is promised: the state is outside, or cannot be read by a set that needs it, and no action passed the test.",
         "Start where `safeguard.init(x).certified` holds, or train a better backup policy; look at model and sensor if it held.",
     ),
     Status.unguarded: (
