@@ -15,12 +15,25 @@ from holdfast.cli.own import load_own
 from holdfast.cli.robust import certify_robust_task
 from holdfast.learn import ALGORITHMS, SafeArrivalSettings, SafeArrivalTrainer
 from holdfast.runs import physics_hash
-from holdfast.safeguards import MAPS, MASKS, BackupSource, InvariantSource, RayMask, Safeguard
+from holdfast.safeguards import (
+    MAPS,
+    MASKS,
+    BackupSource,
+    BarrierFilter,
+    GatekeeperSource,
+    HalfSpaces,
+    InvariantSource,
+    ModelPredictiveShield,
+    RayMask,
+    Safeguard,
+)
 from holdfast.tasks import Disturb, RobustSafety, Task, make_task
 from holdfast.types import Guard, Unguarded
 
 #: States on which a backup is looked at, and the share of those outside the base set that it has to certify.
 _USEFUL_SAMPLES, _USEFUL_SHARE = 4096, 0.01
+#: The share of a horizon for which a gatekeeper holds a proposal: one tenth.
+_HELD = 10
 
 
 def load_task(spec: str) -> Task:
@@ -146,23 +159,59 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
     )
 
 
-def make_guard(
-    task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig
-) -> Safeguard | Unguarded:
-    """The safeguard that the config asks for."""
+def make_guard(task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig) -> Guard:
+    """The safeguard that the config asks for.
+
+    Raises:
+        ValueError: for one that the task has not: barrier rows by hand, or a backup where an invariant set needs none.
+    """
+    box = task.system.input_box
     if config.safeguard == "none":
-        box = task.system.input_box
         return Unguarded(box.lower, box.upper)
+    if config.safeguard == "barrier":
+        return _barrier(task)
     if isinstance(certified, CertifiedInvariantSet):
+        if config.safeguard in ("shield", "gatekeeper"):
+            raise ValueError(
+                f"safeguard = {config.safeguard!r}; {task.name} is kept by a robust control invariant set and has no backup "
+                "to look at: give another safeguard"
+            )
         source = InvariantSource(certified.invariant, certified.acceptance)
     else:
-        implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
+        horizon = config.horizon or task.safety.horizon
+        prefix = max(1, horizon // _HELD) if config.safeguard == "gatekeeper" else 0
+        implicit = implicit_set(task, certified, network, horizon - prefix)
+        if config.safeguard == "shield":
+            return ModelPredictiveShield(BackupSource(implicit, None))
         source = BackupSource(implicit, certified.acceptance)
+        if prefix:
+            return Safeguard(GatekeeperSource(implicit, certified.acceptance, prefix), (), config.gradient)
+    if config.safeguard == "committed_shield":
+        return Safeguard(source, (), config.gradient)
     if config.safeguard in MASKS:
         mask = RayMask(MASKS[config.safeguard], config.centre)
         return Safeguard(source, (MAPS["ray"](),), config.gradient, mask=mask)
     names = list(MAPS) if config.safeguard == "all" else [config.safeguard]
     return Safeguard(source, tuple(MAPS[name]() for name in names), config.gradient)
+
+
+def _barrier(task: Task) -> BarrierFilter:
+    rows = getattr(task, "barrier_rows", None)
+    if rows is None:
+        raise ValueError(
+            f"safeguard = 'barrier'; nobody has derived control barrier rows for {task.name}: give it a method "
+            "barrier_rows(x) -> (A, b) of A u >= b and a method braking(x) -> u, or another safeguard"
+        )
+    return BarrierFilter(_Rows(task), task.system.input_box, task.braking)
+
+
+class _Rows(eqx.Module):
+    """A task's barrier rows as half-spaces."""
+
+    task: Task
+
+    def __call__(self, x):
+        return HalfSpaces(*self.task.barrier_rows(x))
 
 
 def policy_trainer(task: Task, guard: Guard, config: SettledConfig, disturb: Disturb | None = None):

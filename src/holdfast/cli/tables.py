@@ -14,9 +14,10 @@ from holdfast.cli.cells import fill
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import ProgressBars, output, print_certificate
 from holdfast.cli.safeguards_report import results_of, safeguards_table, verdicts, write_safeguards_table
-from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
+from holdfast.cli.safeguards_table import ALGORITHMS, STEPS, safeguard_cells
 from holdfast.cli.synthesis import synthesise_for, write_invariant_set
 from holdfast.cli.training import load_run
+from holdfast.cli.trials import QUICK, Size
 from holdfast.interop import agreement, export_controller, load_controller
 from holdfast.plots import safeguard_markdown
 from holdfast.runs import RunDirectory, RunError
