@@ -1,6 +1,7 @@
 """From a task's plain settings to its certified base set, its safeguard and its trainers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 
 import equinox as eqx
@@ -196,22 +197,22 @@ def make_guard(task: Task, certified: Certified, network: BackupNetwork | None, 
 
 
 def _barrier(task: Task) -> BarrierFilter:
-    rows = getattr(task, "barrier_rows", None)
-    if rows is None:
+    rows, resort = (getattr(task, name, None) for name in ("barrier_rows", "braking"))
+    if rows is None or resort is None:
         raise ValueError(
             f"safeguard = 'barrier'; nobody has derived control barrier rows for {task.name}: give it a method "
             "barrier_rows(x) -> (A, b) of A u >= b and a method braking(x) -> u, or another safeguard"
         )
-    return BarrierFilter(_Rows(task), task.system.input_box, task.braking)
+    return BarrierFilter(_Rows(rows), task.system.input_box, resort)
 
 
 class _Rows(eqx.Module):
     """A task's barrier rows as half-spaces."""
 
-    task: Task
+    rows: Callable
 
     def __call__(self, x):
-        return HalfSpaces(*self.task.barrier_rows(x))
+        return HalfSpaces(*self.rows(x))
 
 
 def policy_trainer(task: Task, guard: Guard, config: SettledConfig, disturb: Disturb | None = None):

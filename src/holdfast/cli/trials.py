@@ -54,6 +54,18 @@ def certified_for(config: SettledConfig) -> Certified:
     return _certified[which]
 
 
+def base_set_for(config: SettledConfig) -> CertifiedBaseSet:
+    """The same where it is a base set's.
+
+    Raises:
+        ValueError: for a task that is kept by an invariant set.
+    """
+    certified = certified_for(config)
+    if not isinstance(certified, CertifiedBaseSet):
+        raise ValueError(f"task = {config.task!r} is kept by an invariant set and has no backup to learn")
+    return certified
+
+
 @dataclass(frozen=True)
 class Backups:
     """Phase 1 of some seeds: networks, stacked, and wall seconds of a seed."""
@@ -62,7 +74,7 @@ class Backups:
     seconds: float
 
 
-_backups: dict[tuple[str, int | None, int, int], tuple[int, Backups]] = {}
+_backups: dict[tuple[Any, ...], tuple[int, Backups]] = {}
 
 
 def backups_for(config: SettledConfig) -> Backups:
@@ -70,10 +82,10 @@ def backups_for(config: SettledConfig) -> Backups:
 
     A seed's network does not depend on how many others are trained beside it.
     """
-    which = config.task, config.horizon, config.backup_updates, config.seed
+    names = ("task", "level", "horizon", "backup_training", "backup_updates", "seed")
+    which = tuple(getattr(config, name, None) for name in names)
     if which not in _backups or _backups[which][0] < config.seeds:
-        task, certified = load_task(config.task), certified_for(config)
-        assert isinstance(certified, CertifiedBaseSet), config.task
+        task, certified = load_task(config.task), base_set_for(config)
         begun = time.monotonic()
         trainer = backup_trainer(task, certified, config)
         state = initialise(trainer, jax.vmap(lambda key: jax.random.fold_in(key, 1))(run_keys(config)))

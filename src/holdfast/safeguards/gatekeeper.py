@@ -95,4 +95,4 @@ class GatekeeperSource(BackupSource):
 
         path, base = self.acceptance.path, self.acceptance.base
         path, base = (part(path) if path.ndim == 2 else path), (part(base) if jnp.ndim(base) else base)
-        return AcceptanceMargins(path, base, self.acceptance.region)
+        return eqx.tree_at(lambda a: (a.path, a.base), self.acceptance, (path, base))

@@ -32,8 +32,7 @@ class Safeguard(eqx.Module):
 
     Attributes:
         source: where safe actions come from.
-        maps: what proposes corrections. Without any, what is not accepted falls back: model-predictive shielding that
-            keeps its plan.
+        maps: what proposes corrections.
         gradient: derivative of a corrected action. "exact" (implicit function theorem), "straight_through" (identity),
             "stopped" (zero). An accepted action always passes the gradient; a committed one is constant unless
             "straight_through". The commitment that `step` is given is held constant.
@@ -269,8 +268,6 @@ def _exact_backward(_, cotangent, perturbed, point, safeguard: Safeguard, state,
     proposal = _admissible(box, u, decision.known_safe)
     # Kept proposals pass the cotangent; committed actions are constants; corrections ask their map.
     kept = jnp.where(decision.choice == -1, cotangent, 0.0)
-    if not safeguard.maps:
-        return jnp.zeros_like(x), jnp.where((proposal == u) | (decision.status == Status.accepted), kept, 0.0)
     x_bar, u_bar = where_needed(
         decision.choice >= 0,
         _pull_back,
