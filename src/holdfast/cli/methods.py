@@ -21,8 +21,6 @@ TASKS = ("lane-keeping", "power-loop")
 #: States on which the size of a certified set is measured, for each seed.
 _SAMPLES = 200_000
 _RESOLUTION = 161
-#: Episodes that are evaluated at once, and whose actions are looked at.
-_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -200,15 +198,17 @@ def compute(method: Method, config: SettledConfig, size: Size) -> dict[str, Any]
     network = None if backups is None else backups.network
     trial = Trial.prepare(config, size, network)
     learned = trial.learn()
-    rows = {}
+    rows, batch, seeds = {}, min(size.curve_episodes, size.episodes), config.seeds
     with watch("evaluate"):
-        look = Look(trial.task, trial.guard, learned.policies[0][1], min(_BATCH, size.curve_episodes), config.seeds)
+        look = Look(trial.task, trial.guard, learned.policies[0][1], batch, seeds, keep=batch)
         curve = learned.curve(look, size.curve_episodes)
         policy = learned.policies[-1][1]
         for name, changes in method.rows.items():
-            guard = make_guard(trial.task, certified, network, replace(config, **changes))
-            batch = min(_BATCH, size.episodes)
-            rows[name] = _row(Look(trial.task, guard, policy, batch, config.seeds, keep=batch)(policy, size.episodes))
+            if changes:
+                guard = make_guard(trial.task, certified, network, replace(config, **changes))
+                rows[name] = _row(Look(trial.task, guard, policy, batch, seeds, keep=batch)(policy, size.episodes))
+            else:
+                rows[name] = _row(look(policy, size.episodes))
     return {
         "seeds": config.seeds,
         "steps": curve[-1]["step"],

@@ -220,8 +220,7 @@ def write_method_table(
     atomic_write(files[1], "".join(parts).encode())
     curves = {
         task: {
-            row["method"]: Curve(np.asarray(row["curve"]["steps"]), np.asarray(row["curve"]["returns"]))
-            for row in reversed(rows)
+            row["method"]: Curve(np.asarray(row["curve"]["steps"]), np.asarray(row["curve"]["returns"])) for row in rows
         }
         for task, rows in table.items()
         if rows
@@ -243,8 +242,9 @@ def write_method_table(
 
 
 def _limits(curves) -> tuple[float, float]:
-    late = np.concatenate([curve.returns[-max(1, len(curve.returns) // 2) :].ravel() for curve in curves])
-    low, high = np.quantile(late[np.isfinite(late)], [0.05, 1.0])
+    """From what three quarters of the methods reach in the second half of their training to the best."""
+    late = [np.mean(curve.returns[-max(1, len(curve.returns) // 2) :]) for curve in curves]
+    low, high = np.quantile(np.asarray(late)[np.isfinite(late)], [0.25, 1.0])
     return float(low - 0.3 * (high - low) - 1e-9), float(high + 0.1 * (high - low) + 1e-9)
 
 

@@ -225,7 +225,7 @@ class Collector(eqx.Module):
             shortfall = jax.nn.relu(settings.margin_target - seen.margin / typical)
             shaped = seen.reward * experience.reward_scale
             shaped = shaped - settings.intervention_penalty * moved - settings.margin_penalty * jnp.sum(shortfall**2)
-            charged = experience.violation_cost.astype(shaped.dtype) * seen.cost
+            penalty = experience.violation_cost.astype(shaped.dtype) * seen.cost
             cut = jax.random.bernoulli(key, settings.restart)
             whole = seen.terminated | seen.truncated | seen.diverged
             lost = seen.reward * experience.reward_scale < -settings.lost
@@ -249,8 +249,8 @@ class Collector(eqx.Module):
                 applied=seen.applied,
                 extra=extra,
                 reward=seen.reward,
-                shaped=shaped - charged,
-                charged=charged,
+                shaped=shaped - penalty,
+                charged=penalty,
                 moved=moved,
                 cost=seen.cost,
                 margin=jnp.min(seen.margin),

@@ -56,7 +56,7 @@ class GatekeeperSource(BackupSource):
         slack = jax.vmap(self.implicit_set.safe_set.margin)(states)
         if late is not None:
             path = jnp.asarray(late.path, x.dtype)
-            slack = slack - (path[:1] if path.ndim == 2 else path)
+            slack = slack - (path[:1] if path.ndim == 2 else path[None])
         bounded = jax.vmap(lambda state: self.implicit_set.bounded(state, acceptance))(states)
         safe = jnp.all(slack >= 0, axis=1) & jnp.all(jnp.isfinite(states), axis=1) & bounded
         passes = plans.certified & (jnp.cumsum(~safe) == 0) & self.implicit_set.bounded(x, acceptance)
