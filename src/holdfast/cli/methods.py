@@ -71,6 +71,7 @@ class Method:
 #: Updates of phase 1 where a table is computed at toy size.
 _QUICK_BACKUP = 60
 _SAC = {"algorithm": "sac", "placement": "environment"}
+_PUBLISHED = {"algorithm": "sac", "recipe": "published", "safeguard": "backup_cbf", "gradient": "relaxed"}
 _PPO = {"algorithm": "ppo", "placement": "environment"}
 #: Environment steps of what is model-free, for each seed. Published: 1 M and 1.5 M.
 _STEPS = {"lane-keeping": 100_000, "power-loop": 100_000}
@@ -142,7 +143,8 @@ METHODS: dict[str, Method] = {
             "published layer, SAC": {},
             "published layer, SAC, verified": {"safeguard": "backup_cbf_verified"},
         },
-        {"algorithm": "sac", "safeguard": "backup_cbf", "gradient": "relaxed"},
+        _PUBLISHED,
+        seeds=10,
         steps=_STEPS,
     ),
     "td3-backup": Method({"ours, backup by TD3": {}}, {"backup_training": "td3"}),
@@ -150,7 +152,7 @@ METHODS: dict[str, Method] = {
     "quarter-horizon": Method({"ours, a quarter of the horizon": {}}, horizon=0.25),
     "small-gains": Method(
         {"published layer, SAC, gains halved": {}},
-        {"algorithm": "sac", "safeguard": "backup_cbf", "gradient": "relaxed", "safe_gain": 2.0, "base_gain": 1.0},
+        _PUBLISHED | {"safe_gain": 2.0, "base_gain": 1.0},
         steps=_STEPS,
     ),
 }
