@@ -113,7 +113,7 @@ def still_learning(curve: Sequence[Mapping[str, Any]]) -> float | None:
     mean = np.asarray([np.mean(point["per_seed"]) for point in curve])
     if len(mean) < 2 or not np.all(np.isfinite(mean)) or mean.max() <= mean[0]:
         return None
-    late = min(len(mean) - 2, int(np.ceil(0.8 * (len(mean) - 1))) - 1)
+    late = 4 * (len(mean) - 1) // 5
     return float(max(0.0, mean[late + 1 :].max() - mean[: late + 1].max()) / (mean.max() - mean[0]))
 
 
