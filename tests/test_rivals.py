@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from holdfast.cli.build import _barrier, load_task, make_guard
-from holdfast.cli.config import TrainConfig
+from holdfast.cli.build import _barrier, load_task
 from holdfast.learn import PpoSettings, PpoTrainer, SacSettings, SacTrainer, initialise, train
 from holdfast.learn.experience import PolicySettings, multiplier_after
 from holdfast.learn.replay import transitions_of
 from holdfast.safeguards import BackupSource, GatekeeperSource, ModelPredictiveShield, Safeguard
 from holdfast.sets import Box
+from holdfast.tasks.lane_keeping import LaneKeeping
 from holdfast.types import Status
 from learning_for_tests import UNGUARDED, Reach
 from systems_for_tests import HALF, MARGINS, TASK, lane_source
 from test_sabotage import safety_suite
 
+LANE = LaneKeeping()
 COMMON = {"updates": 4, "environments": 4, "window": 5, "hidden": (8,), "restart": 0.2}
 
 
@@ -154,8 +155,8 @@ def test_a_gatekeeper_asks_for_margins_of_all_its_nodes():
 def test_barrier_rows_by_hand_are_the_derivatives_of_the_barrier():
     """psi' + rate psi of the second-order barrier, by forward mode along the continuous dynamics."""
     rate, x, u = 2.0, jnp.array([0.7, 6.0, 0.3]), jnp.array([-1.5, 0.4])
-    normals, offsets = TASK.barrier_rows(x, rate)
-    flow = lambda x: TASK.system.derivative(x, u, jnp.zeros(0))  # noqa: E731
+    normals, offsets = LANE.barrier_rows(x, rate)
+    flow = lambda x: LANE.system.derivative(x, u, jnp.zeros(0))  # noqa: E731
     for row, sign in ((0, -1.0), (2, 1.0)):
         h = lambda x, sign=sign: 1.8 + sign * x[0]  # noqa: E731
         first = lambda x, h=h: jax.jvp(h, (x,), (flow(x),))[1] + rate * h(x)  # noqa: E731
@@ -173,7 +174,7 @@ def test_a_barrier_filter_is_total_and_says_when_its_rows_cannot_be_met():
     assert calm.status == Status.accepted
     np.testing.assert_array_equal(calm.action, [0.5, -0.2])
     turned = step(jnp.array([1.5, 5.0, 0.2]), jnp.array([5.0, 1.0]))
-    normals, offsets = TASK.barrier_rows(jnp.array([1.5, 5.0, 0.2]))
+    normals, offsets = LANE.barrier_rows(jnp.array([1.5, 5.0, 0.2]))
     assert turned.status == Status.corrected and np.all(normals @ turned.action >= offsets - 1e-9)
     lost = step(jnp.array([1.79, 12.0, 1.0]), jnp.array([5.0, 1.0]))
     assert lost.status == Status.uncertified
@@ -183,6 +184,5 @@ def test_a_barrier_filter_is_total_and_says_when_its_rows_cannot_be_met():
 
 
 def test_safeguards_that_a_task_cannot_have_are_refused():
-    config = TrainConfig("power-loop", safeguard="barrier").for_task(load_task("power-loop"))
     with pytest.raises(ValueError, match="nobody has derived control barrier rows for power-loop"):
-        make_guard(load_task("power-loop"), None, None, config)
+        _barrier(load_task("power-loop"))
