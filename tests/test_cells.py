@@ -51,6 +51,17 @@ def test_a_cell_of_other_settings_is_refused_before_anything_is_computed(tmp_pat
     assert again.runs == new.runs == 0
 
 
+def test_a_setting_that_came_later_had_a_value_before(tmp_path):
+    fill([Cell("a", {"steps": 1, "each": {"steps": 1}}, Counting())], tmp_path)
+    more = {"steps": 1, "limit": float("inf"), "each": {"steps": 1, "limit": float("inf")}}
+    again = Counting()
+    assert fill([Cell("a", more, again, {"limit": float("inf")})], tmp_path).keys() == {"a"} and again.runs == 0
+    with pytest.raises(RunError, match="was computed with limit = inf, but limit = 2"):
+        fill([Cell("a", more | {"limit": 2.0}, again, {"limit": float("inf")})], tmp_path)
+    with pytest.raises(RunError, match="was computed with each = "):
+        fill([Cell("a", more, again)], tmp_path)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"schema": 0, "settings": {}, "numbers": {}})])
 def test_a_damaged_cell_is_refused_and_left_alone(tmp_path, content):
     (tmp_path / "task").mkdir()

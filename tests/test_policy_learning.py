@@ -207,7 +207,8 @@ def batch_of(numbers):
     """Transitions of two observations, no state and one input that carry their number everywhere."""
     column = jnp.asarray(numbers, jnp.float64)[:, None]
     pair, none = jnp.concatenate([column, column], axis=1), column[:, :0]
-    return Transitions(pair, pair + 0.5, none, none, column, -column, column[:, 0], jnp.ones(len(numbers)))
+    ones = jnp.ones(len(numbers))
+    return Transitions(pair, pair + 0.5, none, none, column, -column, column[:, 0], ones, 0 * ones)
 
 
 def test_the_ring_keeps_the_newest_and_never_a_nan():

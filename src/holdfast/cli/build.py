@@ -1,6 +1,7 @@
 """From a task's plain settings to its certified base set, its safeguard and its trainers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 
 import equinox as eqx
@@ -20,8 +21,12 @@ from holdfast.safeguards import (
     MASKS,
     BackupCBF,
     BackupSource,
+    BarrierFilter,
+    GatekeeperSource,
+    HalfSpaces,
     InvariantSource,
     LayerFirst,
+    ModelPredictiveShield,
     RayMask,
     Safeguard,
 )
@@ -32,6 +37,8 @@ __all__ = ["Certified", "certify_task", "physics_of"]  # from where everything e
 
 #: States on which a backup is looked at, and the share of those outside the base set that it has to certify.
 _USEFUL_SAMPLES, _USEFUL_SHARE = 4096, 0.01
+#: The share of a horizon for which a gatekeeper holds a proposal: one tenth.
+_HELD = 10
 
 
 def load_task(spec: str) -> Task:
@@ -104,26 +111,31 @@ def require_useful_backup(task: Task, certified: CertifiedBaseSet, network: Back
     )
 
 
-def make_guard(
-    task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig
-) -> Safeguard | BackupCBF | Unguarded:
-    """The safeguard that the config asks for, or the published layer, or neither.
+def make_guard(task: Task, certified: Certified, network: BackupNetwork | None, config: SettledConfig) -> Guard:
+    """The guard that the config asks for: a safeguard of ours, the published layer, another's method, or none.
 
     Raises:
-        ValueError: if the task cannot have the layer, or the gradient is not the guard's.
+        ValueError: for one that the task has not (barrier rows by hand, or a backup where an invariant set needs none), or a
+            gradient that is not the guard's.
     """
+    box = task.system.input_box
     if config.safeguard == "none":
-        box = task.system.input_box
         return Unguarded(box.lower, box.upper)
+    if config.safeguard == "barrier":
+        return _barrier(task)
     if isinstance(certified, CertifiedInvariantSet):
-        if config.safeguard in LAYERS:
+        if config.safeguard in (*LAYERS, "shield", "gatekeeper"):
             raise ValueError(
                 f"safeguard = {config.safeguard!r}; {task.name} is kept by a robust control invariant set and has no backup "
-                f"flow: give one of {', '.join(MAPS)}"
+                f"to look at: give one of {', '.join(MAPS)}"
             )
         source = InvariantSource(certified.invariant, certified.acceptance)
     else:
-        implicit = implicit_set(task, certified, network, config.horizon or task.safety.horizon)
+        horizon = config.horizon or task.safety.horizon
+        prefix = max(1, horizon // _HELD) if config.safeguard == "gatekeeper" else 0
+        implicit = implicit_set(task, certified, network, horizon - prefix)
+        if config.safeguard == "shield":
+            return ModelPredictiveShield(BackupSource(implicit, None))
         source = BackupSource(implicit, certified.acceptance)
         if config.safeguard in LAYERS:
             layer = BackupCBF(implicit, config.safe_gain, config.base_gain, gradient=config.gradient)
@@ -131,13 +143,36 @@ def make_guard(
                 return layer
             exact = "exact" if config.gradient == "relaxed" else config.gradient
             return Safeguard(source, (), exact, mask=LayerFirst(layer))
+        if prefix:
+            source = GatekeeperSource(implicit, certified.acceptance, prefix)
     if config.gradient == "relaxed":
         raise ValueError(f"gradient = 'relaxed' is of the published layer ({', '.join(LAYERS)}); give 'exact'")
+    if config.safeguard in ("committed_shield", "gatekeeper"):
+        return Safeguard(source, (), config.gradient)
     if config.safeguard in MASKS:
         mask = RayMask(MASKS[config.safeguard], config.centre)
         return Safeguard(source, (MAPS["ray"](),), config.gradient, mask=mask)
     names = list(MAPS) if config.safeguard == "all" else [config.safeguard]
     return Safeguard(source, tuple(MAPS[name]() for name in names), config.gradient)
+
+
+def _barrier(task: Task) -> BarrierFilter:
+    rows, resort = (getattr(task, name, None) for name in ("barrier_rows", "braking"))
+    if rows is None or resort is None:
+        raise ValueError(
+            f"safeguard = 'barrier'; nobody has derived control barrier rows for {task.name}: give it a method "
+            "barrier_rows(x) -> (A, b) of A u >= b and a method braking(x) -> u, or another safeguard"
+        )
+    return BarrierFilter(_Rows(rows), task.system.input_box, resort)
+
+
+class _Rows(eqx.Module):
+    """A task's barrier rows as half-spaces."""
+
+    rows: Callable
+
+    def __call__(self, x):
+        return HalfSpaces(*self.rows(x))
 
 
 def policy_trainer(task: Task, guard: Guard, config: SettledConfig, disturb: Disturb | None = None):

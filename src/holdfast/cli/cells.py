@@ -1,7 +1,7 @@
 """Resumable tables: a cell is computed once, kept in a file of its own, and never computed again."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ class Cell:
         name: path of its file below the table's directory, without the ending, as "balance-pendulum/shac/none".
         settings: everything that its numbers depend on, JSON values. A kept file has to agree.
         compute: -> numbers, JSON values.
+        before: what settings were before there was such a setting; a kept file that lacks one was computed with that.
     """
 
     name: str
     settings: dict[str, Any]
     compute: Callable[[], dict[str, Any]]
+    before: dict[str, Any] = field(default_factory=dict)
 
 
 def fill(
@@ -60,11 +62,23 @@ def _kept(cell: Cell, path: Path) -> dict[str, Any]:
     if not isinstance(kept, dict) or not {"schema", "settings", "numbers"} <= set(kept) or kept["schema"] != SCHEMA:
         raise RunError(f"{path} is no cell of a table of this version: delete it, or give another --out")
     asked = from_json(to_json(cell.settings))
-    for name in sorted(set(asked) | set(kept["settings"])):
-        has, wants = kept["settings"].get(name), asked.get(name)
+    had = _as_before(kept["settings"], asked, from_json(to_json(cell.before)))
+    for name in sorted(set(asked) | set(had)):
+        has, wants = had.get(name), asked.get(name)
         if has != wants:
             raise RunError(
                 f"{path} was computed with {name} = {has!r}, but {name} = {wants!r} is asked for: delete it to compute it "
                 "again, or give another --out"
             )
     return kept["numbers"]
+
+
+def _as_before(settings: dict[str, Any], asked: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a kept file, with what there was no setting for yet; settings within settings too."""
+    missing = {name: before[name] for name in asked if name in before and name not in settings}
+    inner = {
+        name: _as_before(value, asked[name], before)
+        for name, value in settings.items()
+        if isinstance(value, dict) and isinstance(asked.get(name), dict)
+    }
+    return settings | missing | inner

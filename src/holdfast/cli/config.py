@@ -16,6 +16,10 @@ SafeguardName = Literal[
     "hyperbolic_ray_mask",
     "backup_cbf",
     "backup_cbf_verified",
+    "shield",
+    "committed_shield",
+    "gatekeeper",
+    "barrier",
     "none",
 ]
 Centre = Literal["backup", "chebyshev", "chord", "zonotope"]
@@ -86,7 +90,9 @@ class TrainConfig:
         safeguard: which maps correct rejected actions ("all": the nearest of every map's candidates), or which mask
             deforms every action ("ray_mask", "hyperbolic_ray_mask"); "backup_cbf": the published layer, which proves
             nothing, and "backup_cbf_verified": its answer is verified, or the committed plan replaces it; "none": no
-            safeguard, for comparison.
+            safeguard, for comparison. Others to compare with: model-predictive shielding as published ("shield") and with
+            our commitment ("committed_shield"), "gatekeeper", and control barrier rows by hand where the task has them
+            ("barrier").
         centre: the safe action from which a mask's rays start.
         gradient: derivative of a corrected action; "relaxed" is of the published layer.
         placement: the safeguard sits in the policy (learning differentiates through it) or in the environment.
@@ -114,6 +120,9 @@ class TrainConfig:
         gradient_limit: longest derivative by a state that is passed back over a step.
         intervention_penalty: weight of the squared correction, in units of the input box's half-widths.
         margin_penalty: weight of small safe-set margins.
+        violation_penalty: what a step into a violation costs, in units of scaled rewards.
+        violation_limit: share of steps that may violate; if given, the cost of a violation is a Lagrange multiplier.
+        multiplier_rate: how much the multiplier rises for each violating step beyond the limit.
         episodes: evaluation episodes for each seed.
     """
 
@@ -148,15 +157,19 @@ class TrainConfig:
     gradient_limit: float | None = None
     intervention_penalty: float | None = None
     margin_penalty: float | None = None
+    violation_penalty: float | None = None
+    violation_limit: float | None = None
+    multiplier_rate: float | None = None
     episodes: int = 1000
 
     def __post_init__(self):
         for name in ("seeds", "backup_updates", "updates", "environments", "window", "critic_steps", "episodes"):
             self._require(name, lambda value: value >= 1, "give a whole number >= 1")
         self._require("discount", lambda value: 0 < value < 1, "give a number between 0 and 1")
-        for name in ("actor_rate", "initial_std", "lost", "gradient_limit", "steps", "safe_gain", "base_gain"):
+        positive = ("actor_rate", "initial_std", "lost", "gradient_limit", "steps", "safe_gain", "base_gain")
+        for name in (*positive, "multiplier_rate"):
             self._require(name, lambda value: value > 0, "give a number > 0")
-        for name in ("intervention_penalty", "margin_penalty", "restart"):
+        for name in ("intervention_penalty", "margin_penalty", "violation_penalty", "violation_limit", "restart"):
             self._require(name, lambda value: value >= 0, "give a number >= 0")
         for name in ("restart", "practice"):
             self._require(name, lambda value: 0 <= value <= 1, "give a probability from 0 to 1")
@@ -235,3 +248,6 @@ class SettledConfig(TrainConfig):
     gradient_limit: float = float("inf")
     intervention_penalty: float = 0.1
     margin_penalty: float = 0.0
+    violation_penalty: float = 0.0
+    violation_limit: float = float("inf")
+    multiplier_rate: float = 1e-4

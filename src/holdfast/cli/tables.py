@@ -13,12 +13,11 @@ from holdfast.cli.build import load_task, make_guard, of_seed, physics_of
 from holdfast.cli.cells import fill
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import Failed, ProgressBars, output, print_certificate
-from holdfast.cli.safeguards_report import results_of, safeguards_table, verdicts, write_safeguards_table
-from holdfast.cli.safeguards_table import ALGORITHMS, QUICK, STEPS, Size, safeguard_cells
+from holdfast.cli.reproducible import TABLES, kept_cells
 from holdfast.cli.synthesis import synthesise_for, write_invariant_set
 from holdfast.cli.training import load_run
+from holdfast.cli.trials import QUICK
 from holdfast.interop import agreement, export_controller, load_controller
-from holdfast.plots import safeguard_markdown
 from holdfast.runs import RunDirectory, RunError
 from holdfast.safeguards import Safeguard
 from holdfast.sets import Polytope
@@ -32,22 +31,29 @@ Json = Annotated[bool, tyro.conf.arg(help="print one JSON object on stdout inste
 class Reproduce:
     """Compute a published table anew, cell by cell, beside the published numbers; goes on where it was stopped."""
 
-    table: Annotated[Literal["safeguards"], tyro.conf.Positional]
+    table: Annotated[
+        Literal["safeguards", "lane-keeping", "power-loop", "ablation", "invariant-set"], tyro.conf.Positional
+    ]
     quick: Annotated[bool, tyro.conf.arg(help="tiny sizes: shows that it runs, not what it is worth")] = False
-    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help="some of its tasks; all if not given")] = ()
-    algorithms: Annotated[tuple[str, ...], tyro.conf.arg(help="some of shac, ppo, sac; all if not given")] = ()
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(help="some of its tasks; the usual ones if not given")] = ()
+    algorithms: Annotated[tuple[str, ...], tyro.conf.arg(help="some of shac, ppo, sac (safeguards); all if none")] = ()
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(help="some of its methods (other tables); all if none")] = ()
     cells_only: Annotated[bool, tyro.conf.arg(help="compute cells, and leave the table for another process")] = False
     kept: Annotated[bool, tyro.conf.arg(help="compute nothing: write the table of the cells that are there")] = False
     out: Annotated[Path | None, tyro.conf.arg(help="directory of cells; runs/TABLE if not given")] = None
+    results: Annotated[Path | None, tyro.conf.arg(help="where the table is written; beside the cells if not given")] = (
+        None
+    )
     json: Json = False
 
     def run(self) -> dict[str, Any]:
-        tasks = _some("tasks", self.tasks, tuple(STEPS))
-        algorithms = _some("algorithms", self.algorithms, ALGORITHMS)
+        table = TABLES[self.table]
+        asked = {"tasks": self.tasks, "algorithms": self.algorithms, "methods": self.methods}
+        parts = table.chosen(asked)
         out = self.out or Path("runs") / (self.table + ("-quick" if self.quick else ""))
-        cells = safeguard_cells(tasks, algorithms, QUICK if self.quick else Size())
+        cells = table.cells(parts, QUICK if self.quick else table.size)
         if self.kept:
-            cells = [cell for cell in cells if (out / f"{cell.name}.json").is_file()]
+            cells = kept_cells(cells, out)
             if not cells:
                 raise RunError(f"{out} holds no cell of the table; leave --kept out to compute some")
         again = shlex.join(["holdfast", *sys.argv[1:]])
@@ -55,29 +61,20 @@ class Reproduce:
             try:
                 found = fill(cells, out, bars.say)
             except KeyboardInterrupt:
-                kept = sum((out / f"{cell.name}.json").is_file() for cell in cells)
+                kept = len(kept_cells(cells, out))
                 raise KeyboardInterrupt(
                     f"stopped; {kept} of {len(cells)} cells are kept. Go on with `{again}`"
                 ) from None
         if self.cells_only:
             return {"cells": len(found), "out": str(out)}
-        table = safeguards_table(found, tasks, algorithms)
-        files = write_safeguards_table(table, out, command=again)
+        rows = table.rows(found, parts)
+        files = table.write(rows, found, parts, self.results or out, command=again)
         if not self.json:
-            for task, rows in table.items():
-                words = f"{task}\n{safeguard_markdown([results_of(row) for row in rows])}" + "\n".join(verdicts(rows))
-                output.print(words, highlight=False, markup=False, soft_wrap=True)
+            for task, words in table.words(rows).items():
+                output.print(f"{task}\n{words}", highlight=False, markup=False, soft_wrap=True)
             for file in files:
                 output.print(str(file), highlight=False, markup=False, soft_wrap=True)
-        return {"table": table, "files": [str(file) for file in files]}
-
-
-def _some(name: str, asked: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """What was asked for, in the order in which it is known; everything if nothing was."""
-    unknown = [each for each in asked if each not in known]
-    if unknown:
-        raise ValueError(f"{name} = {', '.join(unknown)}: the table has {', '.join(known)}")
-    return tuple(each for each in known if not asked or each in asked)
+        return {"table": rows, "files": [str(file) for file in files]}
 
 
 @dataclass

@@ -32,6 +32,11 @@ class PolicySettings(eqx.Module):
         initial_std: standard deviation of the policy's noise before the tanh, at the start.
         intervention_penalty: weight of |applied - proposed|^2 in units of the input box's half-widths.
         margin_penalty, margin_target: weight of [margin_target - h_i(x)/h_i(x*)]_+^2, summed over constraints.
+        violation_penalty: what a step into a violation costs, in units of scaled rewards. A step function has no
+            derivative: SHAC learns of it through its critic only.
+        violation_limit: the share of steps that may violate. Where it is finite, the cost of a violation is a Lagrange
+            multiplier that begins at `violation_penalty`; see `multiplier_after`.
+        multiplier_rate: how much the multiplier rises for each violating step beyond the limit.
         restart: probability with which an episode is cut and started anew at each step (a truncation: the value of its
             state still counts), so that starts are not rare where episodes are long.
         practice: probability with which a training episode begins at the task's `sample_practice` instead of a start.
@@ -52,6 +57,9 @@ class PolicySettings(eqx.Module):
     intervention_penalty: float = eqx.field(static=True, default=1.0)
     margin_penalty: float = eqx.field(static=True, default=0.0)
     margin_target: float = eqx.field(static=True, default=0.02)
+    violation_penalty: float = eqx.field(static=True, default=0.0)
+    violation_limit: float = eqx.field(static=True, default=float("inf"))
+    multiplier_rate: float = eqx.field(static=True, default=1e-4)
     restart: float = eqx.field(static=True, default=0.01)
     practice: float = eqx.field(static=True, default=0.0)
     lost: float = eqx.field(static=True, default=float("inf"))
@@ -91,6 +99,7 @@ class Experience(eqx.Module):
         normaliser: of all observations so far.
         reward_scale: rewards times this are of order one, shape [].
         safety: counts over all steps so far.
+        violation_cost: what a step into a violation costs now, in units of scaled rewards, shape [].
     """
 
     episodes: Episode
@@ -99,6 +108,7 @@ class Experience(eqx.Module):
     normaliser: RunningNormaliser
     reward_scale: Float[Array, ""]
     safety: Safety
+    violation_cost: Float[Array, ""]
 
 
 class Window(eqx.Module):
@@ -111,6 +121,7 @@ class Window(eqx.Module):
         extra: what else the policy said when it acted.
         reward: the task's.
         shaped: scaled, with all penalties: what is learned from.
+        charged: what `shaped` was charged for a violation.
         moved: |applied - proposed|^2 in units of the input box's half-widths.
         cost: 1.0 where the successor violates the safe set.
         margin: smallest safe-set margin of the successor.
@@ -130,6 +141,7 @@ class Window(eqx.Module):
     extra: Any
     reward: Float[Array, "H E"]
     shaped: Float[Array, "H E"]
+    charged: Float[Array, "H E"]
     moved: Float[Array, "H E"]
     cost: Float[Array, "H E"]
     margin: Float[Array, "H E"]
@@ -174,7 +186,8 @@ class Collector(eqx.Module):
         unit = jnp.mean(jnp.abs(rewards(starts, times, contexts)))
         normaliser = RunningNormaliser.initialise(task.observation_size).update(jax.vmap(self.observe)(episodes))
         none = jnp.full(count, jnp.nan)
-        return Experience(episodes, _return_from(episodes), none, normaliser, 1.0 / (unit + 1e-6), safety)
+        cost = jnp.asarray(self.settings.violation_penalty, jnp.float32)
+        return Experience(episodes, _return_from(episodes), none, normaliser, 1.0 / (unit + 1e-6), safety, cost)
 
     def move(self, episode: Episode, u: Float[Array, " m"]) -> tuple[Episode, Transition]:
         """One step with the proposed action u [m], through the guard and under the disturbance."""
@@ -212,6 +225,7 @@ class Collector(eqx.Module):
             shortfall = jax.nn.relu(settings.margin_target - seen.margin / typical)
             shaped = seen.reward * experience.reward_scale
             shaped = shaped - settings.intervention_penalty * moved - settings.margin_penalty * jnp.sum(shortfall**2)
+            penalty = experience.violation_cost.astype(shaped.dtype) * seen.cost
             cut = jax.random.bernoulli(key, settings.restart)
             whole = seen.terminated | seen.truncated | seen.diverged
             lost = seen.reward * experience.reward_scale < -settings.lost
@@ -235,7 +249,8 @@ class Collector(eqx.Module):
                 applied=seen.applied,
                 extra=extra,
                 reward=seen.reward,
-                shaped=shaped,
+                shaped=shaped - penalty,
+                charged=penalty,
                 moved=moved,
                 cost=seen.cost,
                 margin=jnp.min(seen.margin),
@@ -278,7 +293,8 @@ class Collector(eqx.Module):
             window = eqx.tree_at(lambda w: w.uncertified_start, window, began)
         observations = window.observation.reshape(-1, window.observation.shape[-1])
         normaliser, safety = experience.normaliser.update(observations), _count(experience.safety, window)
-        return Experience(*carry, normaliser, experience.reward_scale, safety), window
+        cost = multiplier_after(experience.violation_cost, window.cost, settings)
+        return Experience(*carry, normaliser, experience.reward_scale, safety, cost), window
 
     def observe(self, episode: Episode) -> Float[Array, " o"]:
         return self.task.observe(episode.x, episode.t, episode.context)
@@ -297,6 +313,20 @@ class Collector(eqx.Module):
         return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), trial, episode)
 
 
+def multiplier_after(
+    multiplier: Float[Array, ""], cost: Float[Array, "H E"], settings: PolicySettings
+) -> Float[Array, ""]:
+    """The Lagrange multiplier of "no more than a share `violation_limit` of the steps violates" after a window of costs.
+
+    One step of projected ascent, [lambda + rate * sum(cost - limit)]_+, on a slower time scale than the policy: reward
+    constrained policy optimisation (Tessler et al. 2019, arXiv 1805.11074). As it is, where there is no limit.
+    """
+    if settings.violation_limit == float("inf"):
+        return multiplier
+    excess = jnp.sum(jax.lax.stop_gradient(cost).astype(multiplier.dtype) - settings.violation_limit)
+    return jnp.maximum(multiplier + settings.multiplier_rate * excess, 0.0)
+
+
 def report(experience: Experience, window: Window) -> dict[str, Array]:
     """What the training loop logs of a window, whatever the algorithm."""
     status, size = window.status, window.cost.size
@@ -305,6 +335,7 @@ def report(experience: Experience, window: Window) -> dict[str, Array]:
         "return": jnp.nanmean(experience.last_returns),
         "reward": jnp.mean(window.reward),
         "violations": jnp.sum(window.cost > 0),
+        "violation_cost": experience.violation_cost,
         "interventions": jnp.sum(intervened) / size,
         "fallbacks": jnp.sum(status == Status.fell_back) / size,
         "lost": jnp.sum(window.lost) / size,

@@ -17,6 +17,8 @@ class Transitions(eqx.Module):
         proposed, applied: actions before and after the guard, [m].
         reward: shaped.
         bootstrap: 1 where the successor's value counts, 0 where the episode is over by the task's own rule.
+        cost: 1 where the successor violates the safe set. What that costs may change (a multiplier), so it is not yet in
+            the reward.
     """
 
     observation: Float[Array, "B o"]
@@ -27,6 +29,12 @@ class Transitions(eqx.Module):
     applied: Float[Array, "B m"]
     reward: Float[Array, " B"]
     bootstrap: Float[Array, " B"]
+    cost: Float[Array, " B"]
+
+    def charged(self, violation_cost: Float[Array, ""]) -> "Transitions":
+        """The same with what violations cost now taken from the rewards."""
+        reward = self.reward - violation_cost.astype(self.reward.dtype) * self.cost
+        return eqx.tree_at(lambda t: t.reward, self, reward)
 
 
 class Replay(eqx.Module):
@@ -46,7 +54,7 @@ class Replay(eqx.Module):
 
     @staticmethod
     def empty(capacity: int, observations: int, states: int, inputs: int) -> "Replay":
-        widths = (observations, observations, states, states, inputs, inputs, None, None)
+        widths = (observations, observations, states, states, inputs, inputs, None, None, None)
         rows = jnp.zeros((capacity, sum(1 if width is None else width for width in widths)), jnp.float32)
         return Replay(rows, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), widths)
 
@@ -83,7 +91,8 @@ def transitions_of(window: Window, settings: PolicySettings, applied: bool) -> T
         applied: whether critics judge applied actions, with guards asked again at the states. What a guard moved is then
             no matter of the reward, because the critics do not see from where it moved it.
     """
-    reward = window.shaped + settings.discount * window.value  # the charge, where an episode is lost
+    # What violations cost is charged when it is replayed; the value is the charge where an episode is lost.
+    reward = window.shaped + window.charged + settings.discount * window.value
     if applied:
         reward = reward + settings.intervention_penalty * window.moved
     states = (window.x, window.x_next) if applied else (window.x[..., :0], window.x_next[..., :0])
@@ -95,6 +104,7 @@ def transitions_of(window: Window, settings: PolicySettings, applied: bool) -> T
         window.applied,
         reward,
         1.0 - (window.terminated | window.lost).astype(reward.dtype),
+        window.cost.astype(reward.dtype),
     )
     size = reward.size  # not -1: states may have no numbers
     return jax.tree.map(lambda leaf: leaf.reshape(size, *leaf.shape[2:]), transitions)

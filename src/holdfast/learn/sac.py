@@ -161,6 +161,7 @@ class SacTrainer(PolicyTrainer):
         settings, normaliser = self.settings, state.experience.normaliser
         draw_key, next_key, now_key = jax.random.split(key, 3)
         batch = state.replay.sample(draw_key, settings.batch, state.experience.reward_scale.dtype)
+        batch = batch.charged(state.experience.violation_cost)
         noise = jax.random.normal(next_key, batch.proposed.shape), jax.random.normal(now_key, batch.proposed.shape)
         goals = jax.lax.stop_gradient(self.targets(state, batch, noise[0]))
         observations = jax.vmap(normaliser)(batch.observation)

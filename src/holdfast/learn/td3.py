@@ -187,7 +187,7 @@ class Td3Trainer(BackupTrainer):
             over, timed_out = self._known(following) | diverged, age + 1 >= self.horizon
             nothing, number = jnp.zeros(0, x.dtype), jnp.ones((), x.dtype)
             bootstrap = jnp.where(diverged, 0.0, number)
-            seen = Transitions(nothing, nothing, x, following, u, u, 0 * number, bootstrap)
+            seen = Transitions(nothing, nothing, x, following, u, u, 0 * number, bootstrap, 0 * number)
             return seen, over, timed_out
 
         def advance(carry, noises):

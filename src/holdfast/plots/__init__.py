@@ -4,6 +4,7 @@ from holdfast.plots.animation import render_episode
 from holdfast.plots.learning_curve import learning_figure
 from holdfast.plots.learning_curves import Curve, learning_curves_figure
 from holdfast.plots.margins import margin_figure
+from holdfast.plots.paths import paths_figure
 from holdfast.plots.report_page import PageFigure, report_page, write_report_page
 from holdfast.plots.safeguard_table import SAFEGUARD_LEGEND, VariantResult, safeguard_html, safeguard_markdown
 from holdfast.plots.set_projection import can_be_projected, projected_pairs, projection_figure
@@ -25,6 +26,7 @@ __all__ = [
     "learning_curves_figure",
     "learning_figure",
     "margin_figure",
+    "paths_figure",
     "projected_pairs",
     "projection_figure",
     "render_episode",

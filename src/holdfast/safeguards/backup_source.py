@@ -14,11 +14,11 @@ class BackupSource(Source):
 
     Attributes:
         implicit_set: the implicit invariant set S_N.
-        acceptance: margins that bound the rounding of a plan's replay (`holdfast.certify`).
+        acceptance: margins that bound the rounding of a plan's replay (`holdfast.certify`); None: none, and no promise.
     """
 
     implicit_set: ImplicitInvariantSet
-    acceptance: AcceptanceMargins
+    acceptance: AcceptanceMargins | None
 
     @property
     def input_box(self) -> Box:

@@ -86,17 +86,39 @@ class LaneKeeping(Task):
         No other input lets |y| grow less while the heading points outwards. After the heading is zero the car goes on
         straight for ever, so ceil((pi/3) / (dt r_max)) steps decide.
         """
-        lower, upper = self.system.input_box.lower, self.system.input_box.upper
-        brake, rate, dt = lower[0], upper[1], self.system.dt
 
         def advance(state, _):
-            turn = jnp.clip(-state[2] / dt, -rate, rate)
-            state = self.system.step(state, jnp.stack([jnp.full_like(turn, brake), turn]))
+            state = self.system.step(state, self.braking(state))
             return state, jnp.all(self.safe_set.margin(state) >= 0)
 
-        steps = int(np.ceil(HEADING / (dt * rate))) + 1
+        steps = int(np.ceil(HEADING / (self.system.dt * self.system.input_box.upper[1]))) + 1
         _, safe = jax.lax.scan(advance, x, None, length=steps)
         return jnp.all(safe) & self.safe_set.contains(x)
+
+    def barrier_rows(self, x, rate: float = 2.0):
+        """(A [4, 2], b [4]) of A u >= b: control barrier rows by hand, in continuous time, for u = (a, r).
+
+        The lane has relative degree two. With h = 1.8 -+ y and h' = -+ v sin psi, the barrier of second order
+        psi_1 = h' + rate h asks psi_1' + rate psi_1 >= 0, that is
+            -+(sin psi a + v cos psi r) >= -2 rate h' - rate^2 h.
+        The heading has relative degree one: with h = pi/3 -+ psi,  -+r >= -rate h.
+        """
+        y, v, psi = x
+        sin, cos = jnp.sin(psi), jnp.cos(psi)
+        normals, offsets = [], []
+        for sign in (-1.0, 1.0):
+            lane, drift = LANE + sign * y, sign * v * sin
+            normals.append(sign * jnp.stack([sin, v * cos]))
+            offsets.append(-2 * rate * drift - rate**2 * lane)
+            normals.append(sign * jnp.stack([0 * psi, 1 + 0 * psi]))
+            offsets.append(-rate * (HEADING + sign * psi))
+        return jnp.stack(normals), jnp.stack(offsets)
+
+    def braking(self, x):
+        """Full braking while turning to psi = 0 at full rate, shape [2]: what keeps every viable state safe."""
+        lower, upper = self.system.input_box.lower, self.system.input_box.upper
+        turn = jnp.clip(-x[2] / self.system.dt, lower[1], upper[1])
+        return jnp.stack([jnp.full_like(turn, lower[0]), turn])
 
     def scene(self, states, t, context, futures):
         """Seen from above, moving with the car; the limits hold for the car's centre."""
