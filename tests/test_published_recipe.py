@@ -92,7 +92,7 @@ def test_gradients_and_tasks_that_have_no_layer_are_refused(certified):
     pendulum = load_task("balance-pendulum")
     robust = certify_task(pendulum, level=None, horizon=None)
     asked = TrainConfig("balance-pendulum", safeguard="backup_cbf").for_task(pendulum)
-    with pytest.raises(ValueError, match="robust control invariant set and has no backup flow"):
+    with pytest.raises(ValueError, match="robust control invariant set and has no backup to look at"):
         make_guard(pendulum, robust, None, asked)
 
 

@@ -15,7 +15,7 @@ from holdfast.cli.build import of_seed
 from holdfast.cli.config import TrainConfig
 from holdfast.cli.training import Interrupt, _blank, train_run
 from holdfast.learn import Td3Settings, Td3Trainer, initialise
-from holdfast.learn.loop import _compile
+from holdfast.learn.loop import compiled
 from holdfast.learn.replay import Transitions
 from holdfast.runs import RunDirectory, read_header
 from holdfast.tasks import make_task
@@ -48,7 +48,7 @@ def course():
     """A whole training of two seeds in two chunks."""
     trainer, keys = trainer_of(SETTINGS), jax.random.split(jax.random.key(3), 2)
     begun = initialise(trainer, keys)
-    advance = _compile(trainer, begun)
+    advance = compiled(trainer, begun)
     halfway, first = advance(begun, HALF)
     done, second = advance(halfway, HALF)
     return Course(trainer, keys, advance, begun, halfway, done, [first, second])
@@ -121,7 +121,7 @@ def test_sabotage_of_what_is_replayed_is_seen(sabotage, course, flight):
 def test_targets_are_exact_where_the_value_is_known(course, learned):
     states = jnp.stack([GOAL, FAILED, BETWEEN])
     nothing, u = jnp.zeros((3, 0)), jnp.zeros((3, 1))
-    batch = Transitions(nothing, nothing, states, states, u, u, jnp.zeros(3), jnp.ones(3))
+    batch = Transitions(nothing, nothing, states, states, u, u, jnp.zeros(3), jnp.ones(3), jnp.zeros(3))
     targets = course.trainer.targets(learned, batch, u)
     beta = 0.25 ** (1 / HORIZON)
     np.testing.assert_allclose(targets[:2], [beta, 0.0])
