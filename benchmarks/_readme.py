@@ -18,6 +18,7 @@ from holdfast.tasks import make_task
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+REPRODUCED = ROOT / "docs" / "reproduced"
 BEGIN, END = "<!-- numbers: python -m benchmarks._readme -->", "<!-- end of numbers -->"
 
 
@@ -41,10 +42,24 @@ def table() -> str:
     for name, write in LANE_KEEPING.items():
         rows += _rows(name, write, "lane-keeping")
     rows += _rows("attack", _attack, "rigid-eight")
+    for task in ("lane-keeping", "pendulum"):
+        rows += _rows("sb3", _sb3, task)
+    for task in TASKS:
+        rows += _rows("phase1", _phase1, task)
     for name, write in OF_ALL.items():
         rows += _rows(name, write, None)
+    for name, write in TABLES.items():
+        command = f"`holdfast reproduce {name} --results docs/reproduced`"
+        found = reproduced(name)
+        rows += [(name, "", "", MISSING, command)] if found is None else [(*row, command) for row in write(found)]
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+
+
+def reproduced(name: str) -> dict[str, list[dict[str, Any]]] | None:
+    """By task, the rows of a table that `holdfast reproduce` wrote; None where it was not computed yet."""
+    file = REPRODUCED / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["tasks"] if file.is_file() else None
 
 
 def _rows(name: str, write, task: str | None):
@@ -209,11 +224,121 @@ def _examples(found, task):
         yield f"`examples/{name}.py`, {each['lines']} lines", "", "0 in 10^5; <= 30 lines", words
 
 
+def _safeguards(found):
+    """SHAC behind each safeguard against its unsafe twin on the balance tasks; safety and time of all rows."""
+    guarded = [row for rows in found.values() for row in rows if row["safeguard"] != "none"]
+    for task, rows in found.items():
+        if not task.startswith("balance-"):
+            continue
+        against = {row["safeguard"]: row["against_unsafe"] for row in rows if row["algorithm"] == "shac"}
+        del against["none"]
+        low, _ = against["boundary projection"]["relative_interval"]
+        worst = min(against, key=lambda name: against[name]["relative_interval"][0])
+        words = (
+            f"{against['boundary projection']['relative']:+.2%} (95 % from {low:+.2%}); worst of {len(against)} variants: "
+            f"{worst} {against[worst]['relative']:+.2%} (from {against[worst]['relative_interval'][0]:+.2%})"
+        )
+        yield f"{task}: SHAC behind boundary projection against unsafe, paired IQM difference", "", ">= -5 %", words
+    counts = ("training_violations", "violations", "chosen_noise_violations")
+    violations = sum(row[count] or 0 for row in guarded for count in counts)
+    chosen = [row["training_under_chosen_noise"] for row in guarded if row["training_under_chosen_noise"]]
+    violations += sum(each["violations"] + each["unpromised_violations"] for each in chosen)
+    steps = sum(row["training_steps"] + row["evaluation_steps"] + row["chosen_noise_steps"] for row in guarded)
+    steps += sum(each["steps"] for each in chosen)
+    what = f"invariant sets, {len(guarded)} safeguarded rows: violations in training and evaluation, worst-case noise among them"
+    yield what, "0", "0", f"{violations} in {steps:,} steps"
+    slowest = max((row for row in guarded if row["relative_time"]), key=lambda row: row["relative_time"])
+    times = [row["relative_time"] for row in guarded if row["relative_time"]]
+    words = f"{min(times):.1f}x to {max(times):.1f}x ({slowest['algorithm']}, {slowest['safeguard']})"
+    yield "invariant sets: safeguarded training, time of unsafe training", "16x to 216x", "<= 3x", words
+
+
+def _phase1(found, task):
+    published = found["published"]
+    for name, each in found["methods"].items():
+        share = each["share"]
+        spread = "" if len(share) == 1 else f" ({min(share):.4f} to {max(share):.4f})"
+        words = (
+            f"{sum(share) / len(share):.4f}{spread}; {each['steps']:,} steps, {each['seconds']:.0f} s and "
+            f"{each['compile_seconds']:.0f} s compiling"
+        )
+        given = "" if name == "simulator" or not published else f"not given; {published['seconds'] / 60:.0f} min (V100)"
+        what = {
+            "simulator": "through the simulator (ours)",
+            "td3": "by TD3",
+            "td3 published": "by TD3, published discount and penalty",
+        }[name]
+        seeds = "one seed" if len(share) == 1 else f"{len(share)} seeds"
+        yield f"backup learned {what}: certified share, {seeds}; LQR {found['analytic']:.4f}", given, "told", words
+
+
+def _layer(found, task):
+    for name, each in found.items():
+        words = (
+            f"{each['leavings']} in {each['steps']:,} attacked steps, {each['plants_left']} of {each['plants']} plants; "
+            f"{each['violations']} violations"
+        )
+        kind = "alone" if name == "backup_cbf" else "with our check behind"
+        yield f"the published layer, {kind}: leaves the implicit set", "not tested", "told", words
+
+
+def _throughput(found, task):
+    published = found["published_steps_per_second_on_a_v100"]
+    names = {"none": "no safeguard", "backup_cbf": "the published layer", "backup_cbf_verified": "that layer, verified"}
+    for name, each in found["guards"].items():
+        what = names.get(name, f"our safeguard, `{name}`")
+        wanted = ">= 1000" if name not in names else ""
+        words = f"{each['steps_per_second']:,.0f} ({each['steps_per_cpu_second']:,.0f} a CPU second)"
+        yield f"SAC through {what}: environment steps a second", f"{published} (V100)", wanted, words
+
+
+def _projection(found, task):
+    for name, each in found["instances"].items():
+        far, ratios = each["clarabel"], [each[way]["ratio"] for way in ("forward", "forward_and_gradient")]
+        words = f"{ratios[0]:.0f}x; with gradient {ratios[1]:.0f}x"
+        what = f"boundary projection ({name}, {each['rows']} half-spaces) against cvxpylayers, time a batch element"
+        yield what, "1", ">= 200x", words
+        words = f"{far['largest']:.1e} in {far['instances']:,}"
+        yield f"boundary projection ({name}) against Clarabel, largest difference", "", "<= 1e-6", words
+
+
+def _latency(found, task):
+    each, far = found["latency"], found["agreement"]
+    words = f"{each['median_us']:.0f} us / {each['p99_us']:.0f} us; largest {each['largest_us']:.0f} us"
+    limits = f"{_at_most(task, 'latency_median_us', '{:g}')} / {_at_most(task, 'latency_p99_us', '{:g}')} us"
+    yield "exported controller, one core, 10^5 calls: median / 99th percentile", "", limits, words
+    yield (
+        "exported controller against the original",
+        "",
+        "0 differ",
+        f"{far['differ']} of {far['states']:,} states differ",
+    )
+
+
+def _sb3(found, task):
+    for guarded in (True, False):
+        cases = [each for each in found["cases"] if each["safeguard"] == guarded]
+        names = ", ".join(dict.fromkeys(each["algorithm"] for each in cases))
+        counts = [sum(each[part]["violations"] for each in cases) for part in ("training", "evaluation")]
+        steps = [sum(each[part]["steps"] for each in cases) for part in ("training", "evaluation")]
+        words = f"{counts[0]:,} in {steps[0]:,} steps; {counts[1]:,} in {steps[1]:,}"
+        kind = "behind the safeguard" if guarded else "without one"
+        yield f"Stable-Baselines3 {names} {kind}: violations", "", "0" if guarded else "", words
+
+
 PER_TASK = {"seeds": _seeds, "training_time": _time, "safeguard_speed": _speed, "attack": _attack}
 """Benchmarks of every task, and what writes their rows."""
-OF_ALL = {"proofs": _proofs, "examples": _examples, "scaling": _scaling}
+OF_ALL = {"proofs": _proofs, "examples": _examples, "scaling": _scaling, "projection_speed": _projection}
 """Benchmarks that go through many tasks by themselves."""
-LANE_KEEPING = {"committed_plan": _plans, "correction_size": _sizes}
+TABLES = {"safeguards": _safeguards}
+"""Tables of `holdfast reproduce`."""
+LANE_KEEPING = {
+    "committed_plan": _plans,
+    "correction_size": _sizes,
+    "layer_attack": _layer,
+    "sac_throughput": _throughput,
+    "latency": _latency,
+}
 
 
 def insert(readme: str, numbers: str) -> str:

@@ -37,6 +37,21 @@ def test_the_table_of_numbers_is_what_the_results_files_give():
     assert _readme.insert(README, _readme.table()) == README, "run `python -m benchmarks._readme`"
 
 
+def test_the_committed_table_of_safeguards_says_what_the_docs_say():
+    table = _readme.reproduced("safeguards")
+    assert table is not None and len(table) == 5
+    for task, rows in table.items():
+        for row in rows:
+            seeds, guarded = (10 if row["algorithm"] == "shac" else 3), row["safeguard"] != "none"
+            assert row["seeds"] >= seeds
+            if guarded:
+                counts = ("training_violations", "violations", "chosen_noise_violations", "lapses", "uncertified_starts")
+                assert not any(row[count] for count in counts), (task, row["safeguard"])
+                assert row["relative_time"] is None or row["relative_time"] <= 3
+            if guarded and task.startswith("balance-") and row["algorithm"] == "shac":
+                assert row["against_unsafe"]["relative_interval"][0] >= -0.05, (task, row["safeguard"])
+
+
 def test_the_picture_is_there():
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).is_file()

@@ -340,17 +340,19 @@ def sample_curves(published=None):
 @pytest.mark.parametrize("width", ["wide", "narrow"])
 def test_learning_curves_name_variants_seeds_and_published_values(width):
     panels = {"balance-pendulum": sample_curves(-8.4), "balance-quadrotor": sample_curves(-900.0)}
+    panels["balance-pendulum"]["lost"] = Curve(np.array([0.0, 1.0]), np.array([[-50.0], [-5000.0]]))
     panels["balance-quadrotor"]["alone"] = Curve(np.array([0.0, 1.0]), np.array([[-50.0], [-40.0]]))
     figure = learning_curves_figure(panels, theme=DARK, width=width, y_limits={"balance-pendulum": (-40, 0)})
-    assert legend_labels(figure) == {"none", "ray mask", "alone", "published, final"}
+    assert legend_labels(figure) == {"none", "ray mask", "lost", "alone", "published, final"}
     assert {"environment steps", "episode return"} <= axis_labels(figure)
     first, second = figure.axes[:2]
-    assert first.get_title("left").endswith("of 5 seeds") and second.get_title("left").endswith("of 1 to 5 seeds")
+    assert first.get_title("left").endswith("of 1 to 5 seeds") and second.get_title("left").endswith("of 1 to 5 seeds")
+    assert any("lost ends at −5,000" in words.get_text() for words in first.texts)
     dashed = [line.get_ydata()[0] for line in first.lines if line.get_linestyle() == "--"]
     assert dashed == [-8.4] and first.get_ylim() == (-40, 0)
     # Far away: written, or it would flatten the curves.
     assert not any(line.get_linestyle() == "--" for line in second.lines) and second.get_ylim()[0] > -200
-    assert any("ray mask −900" in words.get_text() for words in second.texts)
+    assert any("ray mask, published −900" in words.get_text() for words in second.texts)
     colours = {line.get_label(): line.get_color() for ax in figure.axes for line in ax.lines}
     assert len({colours[name] for name in ("none", "ray mask", "alone")}) == 3
     assert to_png(figure, dpi=40).startswith(b"\x89PNG")

@@ -207,4 +207,5 @@ def test_numbers_for_people():
         "–", "1,234,567", "0.373", "−1,234", "1.25e−07", "True",
     ]  # fmt: skip
     assert (percent(0.5), percent(0.9999999), percent(1.0)) == ("50\u202f%", "99.9999\u202f%", "100\u202f%")
+    assert (percent(1.0, 2), percent(-11.5784)) == ("100\u202f%", "−1,158\u202f%")
     assert [seconds(v) for v in (0.42, 42.4, 185, 7800, None)] == ["0.4 s", "42 s", "3 min 05 s", "2 h 10 min", "–"]

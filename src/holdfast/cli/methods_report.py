@@ -217,7 +217,6 @@ def write_method_table(
             said = "".join(f"- {sentence}\n" for sentence in notes[task])
             parts.append(f"\n## {task}\n\n{method_markdown(task, rows)}\n{said}")
     parts.append("".join(f"- no row for {each}\n" for each in absent))
-    atomic_write(files[1], "".join(parts).encode())
     curves = {
         task: {
             row["method"]: Curve(np.asarray(row["curve"]["steps"]), np.asarray(row["curve"]["returns"])) for row in rows
@@ -230,6 +229,7 @@ def write_method_table(
         limits = {task: _limits(each.values()) for task, each in curves.items()}
         files.append(out / f"{name}-curves.png")
         atomic_write(files[-1], to_png(learning_curves_figure(curves, y_limits=limits), dpi=110))
+        parts.append(picture(files[-1], "Returns in training, by method"))
     for task, rows in table.items():
         drawn = {row["row"]: cells[cell_name(task, row["method"])]["rows"][row["row"]] for row in rows}
         if drawn:
@@ -238,7 +238,14 @@ def write_method_table(
             figure = paths_figure(load_task(task), paths, np.asarray(first["reference"]), shown=_SHOWN[task])
             files.append(out / (f"{name}-paths.png" if len(table) == 1 else f"{name}-{task}-paths.png"))
             atomic_write(files[-1], to_png(figure, dpi=110))
+            parts.append(picture(files[-1], f"{task}: one episode of each row, from a common start"))
+    atomic_write(files[1], "".join(parts).encode())
     return files
+
+
+def picture(file: Path, words: str) -> str:
+    """A picture beside the page, in Markdown."""
+    return f"\n![{words}]({file.name})\n"
 
 
 def _limits(curves) -> tuple[float, float]:
@@ -318,7 +325,6 @@ def write_set_table(
     words = "Shares of the safe states that are certified, by a sample of each seed; the analytic backup needs no learning.\n"
     parts = [f"# {name}\n\n`{command}`\n\n{words}"]
     parts += [f"\n## {task}\n\n{set_markdown(rows)}" for task, rows in table.items() if rows]
-    atomic_write(files[1], "".join(parts).encode())
     for task, rows in table.items():
         if not rows:
             continue
@@ -326,6 +332,8 @@ def write_set_table(
         figure = slice_figure(load_task(task), [_slice(task, cells[cell]["slice"]) for cell in learned])
         files.append(out / f"{name}-{task}.png")
         atomic_write(files[-1], to_png(figure, dpi=110))
+        parts.append(picture(files[-1], f"{task}: a slice of the certified sets"))
+    atomic_write(files[1], "".join(parts).encode())
     return files
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from holdfast.cli.safeguards_table import MODEL_FREE, VARIANTS, cell_name, chosen_noise_name, time_name
 from holdfast.evaluate import (
@@ -16,7 +15,7 @@ from holdfast.evaluate import (
     interquartile_mean,
     steps_to_share,
 )
-from holdfast.plots import SAFEGUARD_LEGEND, Curve, VariantResult, learning_curves_figure, safeguard_markdown
+from holdfast.plots import SAFEGUARD_LEGEND, Curve, VariantResult, learning_curves_figure, safeguard_markdown, to_png
 from holdfast.runs import atomic_write, write_json
 
 #: Mean final returns of arXiv 2506.01665 (10 seeds) by task, algorithm and variant. Sets, starts, and the household's year
@@ -177,8 +176,8 @@ def chosen_noise_sentence(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def write_safeguards_table(table: Mapping[str, list[dict]], out: Path, *, command: str) -> list[Path]:
-    """Writes safeguards.json, safeguards.md and learning_curves.png; returns where."""
-    files = [out / name for name in ("safeguards.json", "safeguards.md", "learning_curves.png")]
+    """Writes safeguards.json, safeguards.md and safeguards-curves.png; returns where."""
+    files = [out / name for name in ("safeguards.json", "safeguards.md", "safeguards-curves.png")]
     out.mkdir(parents=True, exist_ok=True)
     write_json(files[0], {"command": command, "tasks": table, "environment": environment()})
     parts = [f"# Safeguards\n\n`{command}`\n\n{SAFEGUARD_LEGEND}\n"]
@@ -187,13 +186,12 @@ def write_safeguards_table(table: Mapping[str, list[dict]], out: Path, *, comman
             noise = chosen_noise_sentence(rows)
             said = "".join(f"- {sentence}\n" for sentence in (*verdicts(rows), *([noise] if noise else ())))
             parts.append(f"\n## {task}\n\n{safeguard_markdown([results_of(row) for row in rows])}\n{said}")
-    atomic_write(files[1], "".join(parts).encode())
     figure = safeguards_figure(table)
-    if figure is None:
-        return files[:2]
-    FigureCanvasAgg(figure)
-    figure.savefig(files[2], dpi=110)
-    return files
+    if figure is not None:
+        parts.insert(1, f"\n![SHAC's returns in training, by task and safeguard]({files[2].name})\n")
+        atomic_write(files[2], to_png(figure, dpi=110))
+    atomic_write(files[1], "".join(parts).encode())
+    return files if figure is not None else files[:2]
 
 
 def safeguards_figure(table: Mapping[str, list[dict]]):
@@ -207,10 +205,19 @@ def safeguards_figure(table: Mapping[str, list[dict]]):
         }
         if curves:
             panels[task] = curves
-            last = np.concatenate([curve.returns[2:].ravel() for curve in curves.values()])
-            low, high = np.quantile(last[np.isfinite(last)], [0.02, 1.0])
+            low, high = _range_of(list(curves.values()))
             limits[task] = (float(low - 0.3 * (high - low)), float(high + 0.1 * (high - low)))
     return learning_curves_figure(panels, y_limits=limits) if panels else None
+
+
+def _range_of(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Returns after the first evaluations; variants that end an order of magnitude below the median one are left out."""
+    ends = np.array([interquartile_mean(curve.returns[-1]) for curve in curves])
+    usual = np.median(ends)
+    drawn = [curve for curve, end in zip(curves, ends) if end >= usual - 10 * abs(usual)]
+    last = np.concatenate([curve.returns[2:].ravel() for curve in drawn])
+    low, high = np.quantile(last[np.isfinite(last)], [0.02, 1.0])
+    return float(low), float(high)
 
 
 #: Eight lines are as many as can be told apart; what is left out differs from a neighbour by the regulariser.

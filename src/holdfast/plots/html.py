@@ -43,8 +43,8 @@ def percent(value: Any, digits: int = 3) -> str:
     """A share as a percentage. Never rounded to 0 or 100 unless it is."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return number(value)
-    shown = f"{100 * value:.{digits}g}"
-    if float(shown) >= 100 and value < 1:
+    shown = f"{100 * value:,.0f}" if abs(value) >= 0.9995 else f"{100 * value:.{digits}g}"
+    if float(shown.replace(",", "")) >= 100 and value < 1:
         shown = f"{math.floor(1e6 * value) / 1e4:.4f}"
     return f"{shown}\u202f%".replace("-", "−")
 

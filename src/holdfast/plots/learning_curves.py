@@ -73,7 +73,7 @@ def learning_curves_figure(
             _draw(ax, curve, name, getattr(theme, _COLOURS[look % len(_COLOURS)]), _MARKERS[look % len(_MARKERS)])
         if y_limits and title in y_limits:
             ax.set_ylim(*y_limits[title])
-        _draw_published(ax, curves, variants, theme)
+        _tell_what_is_outside(ax, curves, variants, theme)
         _name(ax, title, curves, theme)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5 if width == "wide" else 4))
         ax.set_xlabel("environment steps")
@@ -99,23 +99,25 @@ def _draw(ax: Axes, curve: Curve, name: str, colour: str, marker: str) -> None:
         ax.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def _draw_published(ax: Axes, curves: Mapping[str, Curve], variants: list[str], theme: Theme) -> None:
-    """Dashed lines; values far from every curve are written at the edge, where they do not flatten the curves."""
+def _tell_what_is_outside(ax: Axes, curves: Mapping[str, Curve], variants: list[str], theme: Theme) -> None:
+    """Published values as dashed lines; those far from every curve, and curves that end off the axis, in words at its edge."""
     low, high = ax.get_ylim()
     reach = 0.0 if not ax.get_autoscaley_on() else 0.5 * (high - low)
     outside: dict[str, list[str]] = {"below": [], "above": []}
     for name, curve in curves.items():
-        value = curve.published
+        ends, value = float(curve_band(curve.returns)[0][-1]), curve.published
+        if np.isfinite(ends) and not low <= ends <= high:
+            outside["below" if ends < low else "above"].append(f"{name} ends at {number(ends)}")
         if value is None or not np.isfinite(value):
             continue
         if low - reach <= value <= high + reach:
             colour = getattr(theme, _COLOURS[variants.index(name) % len(_COLOURS)])
             ax.axhline(value, color=colour, linestyle="--", linewidth=1.2)
         else:
-            outside["below" if value < low else "above"].append(f"{name} {number(float(value))}")
+            outside["below" if value < low else "above"].append(f"{name}, published {number(float(value))}")
     for side, (where, align) in {"below": (0.03, "bottom"), "above": (0.97, "top")}.items():
         if outside[side]:
-            words = f"published, {side} this axis:\n" + "\n".join(outside[side])
+            words = f"{side} this axis:\n" + "\n".join(outside[side])
             ax.text(0.97, where, words, transform=ax.transAxes, ha="right", va=align, fontsize=8.5, color=theme.muted)
 
 
