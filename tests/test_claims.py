@@ -45,7 +45,13 @@ def test_the_committed_table_of_safeguards_says_what_the_docs_say():
             seeds, guarded = (10 if row["algorithm"] == "shac" else 3), row["safeguard"] != "none"
             assert row["seeds"] >= seeds
             if guarded:
-                counts = ("training_violations", "violations", "chosen_noise_violations", "lapses", "uncertified_starts")
+                counts = (
+                    "training_violations",
+                    "violations",
+                    "chosen_noise_violations",
+                    "lapses",
+                    "uncertified_starts",
+                )
                 assert not any(row[count] for count in counts), (task, row["safeguard"])
                 assert row["relative_time"] is None or row["relative_time"] <= 3
             if guarded and task.startswith("balance-") and row["algorithm"] == "shac":
