@@ -15,13 +15,15 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import holdfast.cli.training as training
 from command_line import command, terminal
-from holdfast.runs import RunDirectory, save_checkpoint
+from holdfast.cli import load_trained
+from holdfast.runs import RunDirectory, RunError, save_checkpoint
 
 commands = importlib.import_module("holdfast.cli.main")  # the package's `main` is the function
 CHUNK = 2
@@ -119,6 +121,23 @@ def test_a_spent_budget_says_not_proved(level):
     assert "is safe" not in answer.err + answer.out and "holds:" not in answer.out
     answer = command("verify", "lane-keeping", "--max-seconds", 1e-6, "--json", *level)
     assert answer.code == 1 and answer.json["ok"] is False and "not proved" in answer.json["error"]
+
+
+def test_a_trained_safeguard_serves_a_program_of_ones_own(toy):
+    out, _ = toy
+    with jax.enable_x64(False):
+        found = load_trained(str(out))
+        x = jnp.asarray(found.task.system.equilibrium()[0], jnp.float32)
+        plan = found.guard.init(x)
+        answer, plan = found.guard.step(plan, x, jnp.array([jnp.nan, 1.0]))
+        assert plan.certified and jnp.all(found.task.system.input_box.margin(answer.action) >= 0)
+        assert found.certificate.holds and found.task.name == "lane-keeping"
+        proposed = found.policy(jnp.zeros(found.task.observation_size))
+        assert proposed.shape == (2,)
+    with pytest.raises(ValueError, match="index = 1; the run has 1 seed"):
+        load_trained(out, 1)
+    with pytest.raises(RunError):
+        load_trained(out / "nothing")
 
 
 def test_a_trained_run_reports_what_it_promises(toy):

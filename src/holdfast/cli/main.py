@@ -18,7 +18,6 @@ from holdfast.cli.build import (
     certify_task,
     load_task,
     make_guard,
-    of_seed,
     physics_of,
     require_useful_backup,
 )
@@ -36,10 +35,11 @@ from holdfast.cli.console import (
     print_margins,
     print_report,
 )
+from holdfast.cli.deployment import load_trained
 from holdfast.cli.evaluation import EVALUATION_SEED, evaluate_run
 from holdfast.cli.own import absolute
 from holdfast.cli.robust import certify_own_set
-from holdfast.cli.tables import Export, Json, Reproduce, Run, Synthesise, require_index
+from holdfast.cli.tables import Export, Json, Reproduce, Run, Synthesise
 from holdfast.cli.timing import CompileClock
 from holdfast.cli.training import (
     Interrupt,
@@ -271,12 +271,8 @@ class Attack:
 
     def _trained(self):
         """(task, guard, policy) of a run."""
-        run = RunDirectory.open(self.subject)
-        config = run.read_config(TrainConfig)
-        require_index(self.index, config.seeds)
-        trained = load_run(run, config)
-        guard = make_guard(trained.task, trained.certified, of_seed(trained.network, self.index), trained.config)
-        return trained.task, guard, of_seed(trained.policy.policy, self.index)
+        found = load_trained(self.subject, self.index)
+        return found.task, found.guard, found.policy
 
     def _untrained(self):
         """(task, guard, None): the task is verified, and its base controller is the backup, unless it needs none."""
@@ -315,12 +311,12 @@ class Render:
             raise ValueError(f"episode = {self.episode}; the run kept {len(trajectories.states)}, counted from 0")
         if self.out is not None and not self.out.parent.is_dir():
             raise ValueError(f"out = {str(self.out)!r}: there is no directory {str(self.out.parent)!r}; make it first")
-        trained = load_run(run, run.read_config(TrainConfig))
-        guard = make_guard(trained.task, trained.certified, of_seed(trained.network, 0), trained.config)
+        found = load_trained(run)
+        guard = found.guard
         source = guard.source if isinstance(guard, Safeguard) else None
         implicit = source.implicit_set if isinstance(source, BackupSource) else getattr(guard, "implicit_set", None)
         out = self.out or run.path / "episode.mp4"
-        path = render_episode(trained.task, trajectories, out, episode=self.episode, implicit_set=implicit)
+        path = render_episode(found.task, trajectories, out, episode=self.episode, implicit_set=implicit)
         if not self.json:
             output.print(str(path), highlight=False, soft_wrap=True)
         return {"path": str(path)}

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from holdfast.certify import certify_invariant_set
-from holdfast.cli.build import load_task, make_guard, of_seed, physics_of
+from holdfast.cli.build import load_task, physics_of
 from holdfast.cli.cells import fill
-from holdfast.cli.config import TrainConfig
 from holdfast.cli.console import Failed, ProgressBars, output, print_certificate
+from holdfast.cli.deployment import load_trained
 from holdfast.cli.reproducible import TABLES, kept_cells
 from holdfast.cli.synthesis import synthesise_for, write_invariant_set
-from holdfast.cli.training import load_run
 from holdfast.cli.trials import QUICK
 from holdfast.interop import agreement, export_controller, load_controller
 from holdfast.runs import RunDirectory, RunError
@@ -117,18 +116,14 @@ class Export:
         if self.states < 1:
             raise ValueError(f"states = {self.states}; give a whole number >= 1")
         run = RunDirectory.open(self.subject)
-        config = run.read_config(TrainConfig)
-        require_index(self.index, config.seeds)
-        trained = load_run(run, config)
-        task, certificate = trained.task, trained.certified.certificate
-        guard = make_guard(task, trained.certified, of_seed(trained.network, self.index), trained.config)
+        deployed = load_trained(run, self.index)
+        task, guard, policy = deployed.task, deployed.guard, deployed.policy
         if not isinstance(guard, Safeguard):
             raise ValueError(
-                f"{run.path} was trained with --safeguard {trained.config.safeguard}: there is nothing safe to export"
+                f"{run.path} was trained with --safeguard {deployed.config.safeguard}: there is nothing safe to export"
             )
-        policy, out = of_seed(trained.policy.policy, self.index), self.out or run.path / "controller"
-        physics = physics_of(task)
-        export_controller(out, task=task, guard=guard, policy=policy, certificate=certificate, physics=physics)
+        out, physics = self.out or run.path / "controller", physics_of(task)
+        export_controller(out, task=task, guard=guard, policy=policy, certificate=deployed.certificate, physics=physics)
         seen = agreement(load_controller(out), task=task, guard=guard, policy=policy, states=self.states)
         found = {"path": str(out), "agreement": asdict(seen)}
         words = (
@@ -143,9 +138,3 @@ class Export:
             output.print(words, highlight=False, markup=False, soft_wrap=True)
             output.print(str(out), highlight=False, markup=False, soft_wrap=True)
         return found
-
-
-def require_index(index: int, seeds: int) -> None:
-    """Refuses a seed's position that the run does not have."""
-    if not 0 <= index < seeds:
-        raise ValueError(f"index = {index}; the run has {seeds} seed(s), counted from 0")
