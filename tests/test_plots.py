@@ -358,6 +358,13 @@ def test_learning_curves_name_variants_seeds_and_published_values(width):
     assert to_png(figure, dpi=40).startswith(b"\x89PNG")
 
 
+def test_no_two_of_many_learning_curves_look_alike():
+    curve = sample_curves()["none"]
+    figure = learning_curves_figure({"task": {f"method {number}": curve for number in range(20)}})
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("method")]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 20
+
+
 def test_learning_curves_need_curves_that_fit():
     with pytest.raises(ValueError, match=r"steps \(3,\), returns \(4, 2\)"):
         Curve(np.zeros(3), np.zeros((4, 2)))

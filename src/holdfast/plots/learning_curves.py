@@ -16,6 +16,8 @@ from holdfast.plots.theme import LIGHT, Theme, Width, figure_legend, new_figure
 # Neighbours differ in hue and lightness; markers tell lines apart where colours do not.
 _COLOURS = ("ink", "actual", "unsafe", "backup", "proposed", "corrected", "bad", "muted")
 _MARKERS = "os^Dv<>P"
+# After as many variants as there are colours, lines tell apart what has the same.
+_LINES = ("-", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def learning_curves_figure(
     figure, axes = new_figure(theme, width, rows, columns, row_height=2.7, share_x=False)
     for ax, (title, curves) in zip(axes.flat, panels.items()):
         for name, curve in curves.items():
-            look = variants.index(name)
-            _draw(ax, curve, name, getattr(theme, _COLOURS[look % len(_COLOURS)]), _MARKERS[look % len(_MARKERS)])
+            again, look = divmod(variants.index(name), len(_COLOURS))
+            line = _LINES[again % len(_LINES)]
+            _draw(ax, curve, name, getattr(theme, _COLOURS[look]), _MARKERS[look], line)
         if y_limits and title in y_limits:
             ax.set_ylim(*y_limits[title])
         _tell_what_is_outside(ax, curves, variants, theme)
@@ -89,12 +92,11 @@ def learning_curves_figure(
     return figure
 
 
-def _draw(ax: Axes, curve: Curve, name: str, colour: str, marker: str) -> None:
+def _draw(ax: Axes, curve: Curve, name: str, colour: str, marker: str, line: str) -> None:
     centre, low, high = curve_band(curve.returns)
     every = max(1, len(centre) // 6)
-    ax.plot(
-        curve.steps, centre, color=colour, linewidth=1.8, marker=marker, markersize=4.5, markevery=every, label=name
-    )
+    look = {"color": colour, "linewidth": 1.8, "linestyle": line, "marker": marker, "markersize": 4.5}
+    ax.plot(curve.steps, centre, **look, markevery=every, label=name)
     if np.shape(curve.returns)[1] > 1:
         ax.fill_between(curve.steps, low, high, color=colour, alpha=0.15, linewidth=0)
 
