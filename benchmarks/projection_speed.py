@@ -7,8 +7,9 @@ is at home with: float64, torch, all cores it wants; its default solver. Ours is
 
 Also: agreement with Clarabel on ten thousand random instances in float64.
 
-Instances are random, of the size of a task's (`pendulum`: one input, 16 rows; `quadrotor`: two inputs, 100 rows), or, with
-`--task`, those of a task with a robust invariant set: uniform actions at states that its loops visit.
+Instances are random (one input with 16 rows, two inputs with 100), and those of the balance tasks' invariant sets, or of one
+task with `--task`: uniform actions at uniform starts. For those the whole safeguard is timed as well, that is `guard`:
+half-spaces from the state, projection, check, and the set's own action where nothing passes.
 """
 
 import importlib.metadata
@@ -22,13 +23,14 @@ from scipy import sparse
 
 from benchmarks._common import interleaved, parser, print_table, quantiles, write_results
 from holdfast.backup import InvariantSet, RobustMargins
-from holdfast.safeguards import HalfSpaces, InvariantSource
+from holdfast.safeguards import BoundaryProjection, HalfSpaces, InvariantSource, Safeguard
 from holdfast.safeguards.boundary_projection import closest
 from holdfast.sets import Box
 from holdfast.tasks import RobustSafety, make_task
 
-SIZES = {"pendulum": (1, 16), "quadrotor": (2, 100)}
+SIZES = {"random, 1 input": (1, 16), "random, 2 inputs": (2, 100)}
 """Inputs and rows of random instances."""
+TASKS = ("balance-pendulum", "balance-cartpole", "balance-quadrotor")
 ASKED, TOLERANCE = 200, 1e-6
 
 
@@ -44,21 +46,23 @@ def main() -> None:
     quick = arguments.quick
     repetitions = arguments.repetitions or (3 if quick else 20)
     count = arguments.instances or (200 if quick else 10_000)
+    size = max(arguments.batch, count)
+    sources, guards = {}, {}
     if arguments.task is None:
-        sources = {name: random_instances(max(arguments.batch, count), *size) for name, size in SIZES.items()}
-    else:
-        sources = {arguments.task: instances_of(arguments.task, max(arguments.batch, count))}
+        sources = {name: random_instances(size, *shape) for name, shape in SIZES.items()}
+    for task in TASKS if arguments.task is None else (arguments.task,):
+        sources[task], guards[task] = instances_of(task, size)
     rows, numbers = [], {}
     for name, (u, A, b) in sources.items():
         found = {"inputs": u.shape[1], "rows": A.shape[1]}
         found["clarabel"] = agreement(u[:count], A[:count], b[:count])
         batch = tuple(each[: arguments.batch] for each in (u, A, b))
-        found |= compare(batch, repetitions)
+        found |= compare(batch, guards.get(name), repetitions)
         for kind in ("forward", "forward_and_gradient"):
-            times = found[kind]
-            rows.append(
-                (name, kind, times["ours"]["median_us"], times["cvxpylayers"]["median_us"], times["ratio"], ASKED)
-            )
+            for ours in (each for each in found[kind] if each not in ("cvxpylayers", "ratio")):
+                times = found[kind]
+                row = (times[ours]["median_us"], times["cvxpylayers"]["median_us"], times["ratio"][ours], ASKED)
+                rows.append((name, f"{ours}, {kind}", *row))
         numbers[name] = found
         worst = found["clarabel"]
         print(
@@ -91,7 +95,8 @@ def random_instances(count: int, m: int, p: int, seed: int = 0):
 
 
 def instances_of(name: str, count: int, seed: int = 0):
-    """The same from a task: half-spaces of its robust invariant set at its starts, actions uniform in the box."""
+    """The same from a task: half-spaces of its robust invariant set at its starts, actions uniform in the box. And its
+    safeguard, with the states [B, n] and the actions in physical units [B, m]."""
     task = make_task(name)
     if not isinstance(task.safety, RobustSafety):
         raise SystemExit(
@@ -105,7 +110,9 @@ def instances_of(name: str, count: int, seed: int = 0):
     box = task.system.input_box
     A = np.asarray(spaces.normals, np.float64) * box.half_widths
     b = np.asarray(spaces.offsets, np.float64) - np.asarray(spaces.normals, np.float64) @ box.centre
-    return np.random.default_rng(seed).uniform(-1, 1, (count, box.dimension)), A, b
+    u = np.random.default_rng(seed).uniform(-1, 1, (count, box.dimension))
+    guarded = (Safeguard(source, (BoundaryProjection(),)), x, jnp.asarray(box.centre + box.half_widths * u, x.dtype))
+    return (u, A, b), guarded
 
 
 def project_batch(m: int):
@@ -137,20 +144,31 @@ def agreement(u, A, b) -> dict:
             "clarabel_us": seconds * 1e6 / len(u)}  # fmt: skip
 
 
-def compare(batch, repetitions: int) -> dict:
+def _with_gradient(function, arguments):
+    """The function's values and pulled-back ones, compiled: values too, or XLA would leave out what the gradient does not
+    need."""
+
+    @jax.jit
+    def both(*each):
+        value, pull_back = jax.vjp(function, *each)
+        return value, pull_back(jnp.ones_like(value))
+
+    return lambda: both(*arguments)
+
+
+def compare(batch, guarded, repetitions: int) -> dict:
     """Times for each element of the batch, ours and the conic layer's, forward and with the gradient."""
     u, A, b = batch
     size, m = u.shape
     single = tuple(jnp.asarray(each, jnp.float32) for each in batch)
     project = project_batch(m)
     forward = jax.jit(project)
-
-    @jax.jit
-    def both(*each):
-        # The value too, or XLA would leave out what the gradient does not need.
-        value, pull_back = jax.vjp(project, *each)
-        return value, pull_back(jnp.ones((size, m), jnp.float32))
-
+    ours = {"projection": (lambda: forward(*single), _with_gradient(project, single))}
+    if guarded is not None:
+        guard, x, proposed = guarded[0], guarded[1][:size], guarded[2][:size]
+        act = jax.vmap(lambda x, u: guard.guard(x, u).action)
+        acting = jax.jit(act)
+        ours["safeguard"] = (lambda: acting(x, proposed), _with_gradient(act, (x, proposed)))
     layer, tensors = conic_layer(u, A, b)
 
     def theirs():
@@ -163,14 +181,12 @@ def compare(batch, repetitions: int) -> dict:
         return tensors[0].grad.numpy()
 
     found = {"distance_to_cvxpylayers": float(np.max(np.abs(theirs() - np.asarray(forward(*single)))))}
-    programs = {
-        "forward": {"ours": lambda: forward(*single), "cvxpylayers": theirs},
-        "forward_and_gradient": {"ours": lambda: both(*single), "cvxpylayers": theirs_with_gradient},
-    }
-    for kind, each in programs.items():
-        times = interleaved(each, repetitions=repetitions)
+    for place, (kind, conic) in enumerate({"forward": theirs, "forward_and_gradient": theirs_with_gradient}.items()):
+        programs = {name: each[place] for name, each in ours.items()} | {"cvxpylayers": conic}
+        times = interleaved(programs, repetitions=repetitions)
         found[kind] = {name: quantiles(seconds, per=size) for name, seconds in times.items()}
-        found[kind]["ratio"] = float(np.median(times["cvxpylayers"]) / np.median(times["ours"]))
+        slow = np.median(times["cvxpylayers"])
+        found[kind]["ratio"] = {name: float(slow / np.median(times[name])) for name in ours}
     return found
 
 

@@ -76,6 +76,8 @@ _PPO = {"algorithm": "ppo", "placement": "environment"}
 #: Environment steps of what is model-free, for each seed. Published: 1 M and 1.5 M.
 _STEPS = {"lane-keeping": 100_000, "power-loop": 100_000}
 _PPO_STEPS = {"lane-keeping": 200_000, "power-loop": 200_000}
+#: Of what asks the published layer in every update: on the power loop, milliseconds a step.
+_LAYER_STEPS = {"lane-keeping": 100_000, "power-loop": 25_000}
 #: What a violation costs is in units of scaled rewards, of which tracking over the ceiling saves less than over the lane's
 #: edge: a low penalty is of the order of what a violating step saves, a high one fifty times that.
 _MULTIPLIER = {"lane-keeping": {"multiplier_rate": 1e-4}, "power-loop": {"multiplier_rate": 1e-5}}
@@ -145,7 +147,7 @@ METHODS: dict[str, Method] = {
         },
         _PUBLISHED,
         seeds=10,
-        steps=_STEPS,
+        steps=_LAYER_STEPS,
     ),
     "td3-backup": Method({"ours, backup by TD3": {}}, {"backup_training": "td3"}),
     "half-horizon": Method({"ours, half the horizon": {}}, horizon=0.5),
@@ -153,7 +155,7 @@ METHODS: dict[str, Method] = {
     "small-gains": Method(
         {"published layer, SAC, gains halved": {}},
         _PUBLISHED | {"safe_gain": 2.0, "base_gain": 1.0},
-        steps=_STEPS,
+        steps=_LAYER_STEPS,
     ),
 }
 _ONLY_ABLATED = ("half-horizon", "quarter-horizon", "small-gains")

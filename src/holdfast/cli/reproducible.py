@@ -36,9 +36,11 @@ class Table(abc.ABC):
         parts: by the name of an option of `holdfast reproduce`, what can be asked for, in its order.
         usual: the same, if nothing is asked for.
         size: how much a cell computes.
+        kept_in: directory of its cells, below runs/reproduced; tables that share one share cells.
     """
 
     size: ClassVar[Size] = Size()
+    kept_in: ClassVar[str]
     parts: Parts
     usual: Parts = MappingProxyType({})
 
@@ -86,6 +88,8 @@ class Table(abc.ABC):
 class Safeguards(Table):
     """Variants of the safeguard x algorithms x tasks (arXiv 2506.01665)."""
 
+    kept_in = "safeguards"
+
     def __init__(self):
         self.parts = {"tasks": tuple(STEPS), "algorithms": ALGORITHMS}
 
@@ -109,6 +113,7 @@ class Methods(Table):
     """Ours and its rivals on one task, or our own road with parts taken away (arXiv 2606.14536)."""
 
     size = Size(curve_episodes=50)
+    kept_in = "methods"
 
     def __init__(self, name: str):
         self.name = name
@@ -134,7 +139,7 @@ class Methods(Table):
 class Sets(Table):
     """How much a learned backup certifies (arXiv 2606.14536)."""
 
-    name = "invariant-set"
+    name = kept_in = "invariant-set"
 
     def __init__(self):
         self.parts = {"tasks": TASKS}

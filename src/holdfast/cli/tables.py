@@ -39,7 +39,7 @@ class Reproduce:
     methods: Annotated[tuple[str, ...], tyro.conf.arg(help="some of its methods (other tables); all if none")] = ()
     cells_only: Annotated[bool, tyro.conf.arg(help="compute cells, and leave the table for another process")] = False
     kept: Annotated[bool, tyro.conf.arg(help="compute nothing: write the table of the cells that are there")] = False
-    out: Annotated[Path | None, tyro.conf.arg(help="directory of cells; runs/reproduced/TABLE if not given")] = None
+    out: Annotated[Path | None, tyro.conf.arg(help="directory of cells; below runs/reproduced if not given")] = None
     results: Annotated[Path | None, tyro.conf.arg(help="where the table is written; beside the cells if not given")] = (
         None
     )
@@ -49,7 +49,7 @@ class Reproduce:
         table = TABLES[self.table]
         asked = {"tasks": self.tasks, "algorithms": self.algorithms, "methods": self.methods}
         parts = table.chosen(asked)
-        out = self.out or Path("runs") / "reproduced" / (self.table + ("-quick" if self.quick else ""))
+        out = self.out or Path("runs") / "reproduced" / (table.kept_in + ("-quick" if self.quick else ""))
         cells = table.cells(parts, QUICK if self.quick else table.size)
         if self.kept:
             cells = kept_cells(cells, out)
