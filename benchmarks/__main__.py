@@ -1,4 +1,5 @@
-"""Every benchmark that the README's numbers come from, one after the other: `python -m benchmarks [--quick]`.
+"""Every benchmark that the README's numbers come from, one after the other: `python -m benchmarks [--quick]`. But for
+those that need PyTorch or another extra of their own: projection_speed, sb3, latency and newcomer say what they need.
 
 Hours on two cores, and it wants a quiet machine; `--quick` is a smoke test of all of it.
 """
@@ -16,6 +17,9 @@ BENCHMARKS = (
     ("committed_plan", ("--task", "lane-keeping")),
     ("correction_size", ("--task", "lane-keeping")),
     ("attack", ("--task", "rigid-eight")),
+    ("layer_attack", ("--task", "lane-keeping")),
+    ("sac_throughput", ("--task", "lane-keeping")),
+    *(("phase1", ("--task", task)) for task in TASKS),
     *((name, ()) for name in ("proofs", "examples", "scaling")),
 )
 """(module, arguments)."""

@@ -395,6 +395,10 @@ def test_the_zonotope_with_many_facets_is_a_source():
         assert np.all(np.abs(x @ facets.T) <= reach[None] + 1e-9)
     bad, _ = step(state, jnp.full_like(x, jnp.nan), u)
     assert np.all(np.isfinite(bad.action)) and np.all(bad.status == Status.uncertified)
+    # A promise is about states near the set: not about where something else has put the plant.
+    _, own = step(state, x, jnp.full_like(u, jnp.nan))
+    assert np.all(own.own[own.certified]) and np.any(own.certified)
+    assert np.all(step(own, jnp.full_like(x, 100.0), u)[0].status == Status.uncertified)
     with pytest.raises(ValueError, match="do not span"):
         dataclasses.replace(source, generators=np.ones((2, 3)))
 

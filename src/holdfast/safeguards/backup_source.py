@@ -24,6 +24,10 @@ class BackupSource(Source):
     def input_box(self) -> Box:
         return self.implicit_set.policy.base.system.input_box
 
+    @property
+    def state_size(self) -> int:
+        return self.implicit_set.system.state_size
+
     def init(self, x: Float[Array, " n"]) -> Plan:
         return self.implicit_set.plan(x, self.acceptance)
 

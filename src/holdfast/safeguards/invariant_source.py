@@ -42,6 +42,10 @@ class InvariantSource(ExplicitSource):
     def input_box(self) -> Box:
         return self.invariant.system.input_box
 
+    @property
+    def state_size(self) -> int:
+        return self.invariant.system.state_size
+
     def init(self, x: Float[Array, " n"]) -> Promise:
         self.acceptance.require(x.dtype)
         return Promise.of(self.invariant.margins(x) - jnp.asarray(self.acceptance.inside, x.dtype))

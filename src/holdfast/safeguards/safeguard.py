@@ -62,7 +62,7 @@ class Safeguard(eqx.Module):
     def init(self, x: Float[Array, " n"]) -> Any:
         """The commitment at the start of an episode at x [n]; its `certified` tells whether x is certified."""
         # Frozen before, too: looking for a plan is a loop that knows no reverse mode.
-        return _frozen(self.source.init(_frozen(x)))
+        return _frozen(self.source.init(_frozen(self._state(x))))
 
     def step(self, state: Any, x: Float[Array, " n"], u: Float[Array, " m"]) -> tuple[Safeguarded, Any]:
         """The admissible action for a proposal u [m] at x [n], and the next commitment. Total: never raises on numbers.
@@ -70,8 +70,7 @@ class Safeguard(eqx.Module):
         Raises:
             ValueError: while tracing, if x or u has the wrong shape.
         """
-        self._check_shapes(x, u)
-        return self._step(state, x, u, None)
+        return self._step(state, self._state(x), self._proposal(u), None)
 
     def _step(self, state: Any, x: Float[Array, " n"], u: Float[Array, " m"], checked: Any) -> tuple[Safeguarded, Any]:
         """`step`, with what `source.check` says of the proposal where that is known."""
@@ -100,11 +99,10 @@ class Safeguard(eqx.Module):
 
         A commitment is looked for only where the proposal fails its check.
         """
-        source = self.source
+        source, x, u = self.source, self._state(x), self._proposal(u)
         if self.mask is not None or source.exact:
             return self.step(self.init(x), x, u)[0]
-        self._check_shapes(x, u)
-        x, seen = jnp.asarray(x), _frozen((x, u))
+        seen = _frozen((x, u))
         checked = source.check(seen[0], _admissible(source.input_box, seen[1], jnp.zeros_like(seen[1])))
         usable = checked.certified & jnp.all(jnp.isfinite(seen[0])) & jnp.all(jnp.isfinite(seen[1]))
         blank = jax.tree.map(jnp.zeros_like, checked)
@@ -146,17 +144,28 @@ class Safeguard(eqx.Module):
         action = jnp.where(decision.choice >= 0, moved, jnp.where(decision.choice == -1, kept, decision.action))
         return jnp.where(passes, wanted, action)
 
-    def _check_shapes(self, x, u) -> None:
+    def _state(self, x) -> Float[Array, " n"]:
+        if jnp.ndim(x) != 1 or self.source.state_size not in (None, len(x)):
+            size = "a vector" if self.source.state_size is None else f"({self.source.state_size},)"
+            raise ValueError(
+                f"Safeguard.step: the state has shape {jnp.shape(x)}; give one state, {size}. For a batch use jax.vmap"
+            )
+        return _floating(x)
+
+    def _proposal(self, u) -> Float[Array, " m"]:
         m = self.source.input_box.dimension
         if jnp.shape(u) != (m,):
             raise ValueError(
                 f"Safeguard.step: the action has shape {jnp.shape(u)}; the input box has {m} inputs, so give ({m},). "
                 "For a batch use jax.vmap(safeguard.step)"
             )
-        if jnp.ndim(x) != 1:
-            raise ValueError(
-                f"Safeguard.step: the state has shape {jnp.shape(x)}; give one state, a vector. For a batch use jax.vmap"
-            )
+        return _floating(u)
+
+
+def _floating(numbers):
+    """As floating point numbers: a state or an action of whole numbers is one, too."""
+    numbers = jnp.asarray(numbers)
+    return numbers if jnp.issubdtype(numbers.dtype, jnp.floating) else numbers.astype(jnp.result_type(float))
 
 
 def _frozen(tree):

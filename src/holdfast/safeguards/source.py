@@ -46,6 +46,11 @@ class Source(eqx.Module):
     def input_box(self) -> Box:
         """Admissible inputs."""
 
+    @property
+    def state_size(self) -> int | None:
+        """How many numbers a state has; None where the source takes any."""
+        return None
+
     @abc.abstractmethod
     def init(self, x: Float[Array, " n"]) -> Any:
         """The commitment at the start of an episode; `certified` is false where nothing can be promised."""

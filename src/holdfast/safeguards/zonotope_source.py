@@ -43,8 +43,9 @@ class ZonotopeSource(Source):
 
         F(x, u, w_c) = c + G beta,    dF/dw = G Gamma,    |beta| + |Gamma| h + successor <= 1,
 
-    for then every F(x, u, w) has coefficients of at most one: beta + Gamma v. F must be affine in w. That is sufficient,
-    not necessary. What was found is checked as it is, and decides; how it was found does not matter. Slower than
+    for then every F(x, u, w) has coefficients of at most one: beta + Gamma v. That F is affine in w, that the controller
+    keeps S and that the margins cover rounding is the caller's word: no certificate of ours is of this source. It is
+    sufficient, not necessary. What was found is checked as it is, and decides; how it was found does not matter. Slower than
     half-spaces by the iterations that look for beta, and local: rows are a margin to search by, not the half-spaces of the
     safe actions.
 
@@ -82,6 +83,10 @@ class ZonotopeSource(Source):
     def input_box(self) -> Box:
         return self.system.input_box
 
+    @property
+    def state_size(self) -> int:
+        return self.system.state_size
+
     def init(self, x: Float[Array, " n"]) -> Exhibited:
         room = jnp.full(self.generators.shape[1], 1.0 - self.inside, x.dtype)
         return Exhibited.of(room, self._coefficients(x, room), jnp.asarray(True))
@@ -89,20 +94,22 @@ class ZonotopeSource(Source):
     def standing(self, x: Float[Array, " n"], commitment: Exhibited) -> Exhibited:
         """Where coefficients of x are exhibited: those that were promised, moved by the least norm as the disturbance moved
         the state, which is how they were promised; else those that are found anew. After the set's own action the theorem
-        holds as long as the state can be read."""
+        is the evidence, for states that it can be about: those in the hull of the set."""
         fresh = self.init(x)
         room = jnp.full(self.generators.shape[1], 1.0 - self.inside, x.dtype)
         kept = Exhibited.of(room, self._moved(commitment.coefficients, x), commitment.certified)
         found = jax.tree.map(lambda a, b: jnp.where(kept.certified, a, b), kept, fresh)
-        theorem = commitment.certified & commitment.own & jnp.all(jnp.isfinite(x))
+        theorem = commitment.certified & commitment.own & self._near(x)
         return eqx.tree_at(lambda c: c.certified, found, found.certified | theorem)
 
     def check(self, x: Float[Array, " n"], u: Float[Array, " m"]) -> Exhibited:
         room, beta = self._successor(x, u)
-        # Rounding is bounded about the set: in its hull.
+        return Exhibited.of(room, beta, self._near(x))
+
+    def _near(self, x) -> Bool[Array, ""]:
+        """Whether x lies in the set's hull, about which rounding is bounded; not of a state that cannot be read."""
         reach = np.sum(np.abs(self.generators), axis=1) * (1 + 1e-6)
-        near = jnp.all(jnp.abs(x - jnp.asarray(self.centre, x.dtype)) <= jnp.asarray(reach, x.dtype))
-        return Exhibited.of(room, beta, near)
+        return jnp.all(jnp.abs(x - jnp.asarray(self.centre, x.dtype)) <= jnp.asarray(reach, x.dtype))
 
     def after_fallback(self, commitment: Exhibited) -> Exhibited:
         return Exhibited(
