@@ -138,7 +138,7 @@ def test_the_table_is_filled_written_and_kept(tmp_path, monkeypatch):
     chosen = safe["training_under_chosen_noise"]
     assert chosen["noise"] == ["vertices", "gradient"] and chosen["steps"] == 2048 and chosen["violations"] == 0
     words = (tmp_path / "safeguards.md").read_text(encoding="utf-8")
-    assert "boundary projection" in words and "holdfast" in words
+    assert "boundary projection" in words and "holdfast" in words and "--kept" not in words
     # Again: nothing is computed, and other settings are refused.
     monkeypatch.setattr(safeguards_table, "compute", None)
     assert command(*asked, "--out", str(tmp_path), "--json").json["table"] == answer.json["table"]

@@ -211,11 +211,11 @@ def safeguards_figure(table: Mapping[str, list[dict]]):
 
 
 def _range_of(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Returns after the first evaluations; variants that end an order of magnitude below the median one are left out."""
+    """Returns after the first evaluations; variants that end far below the median one are left out."""
     ends = np.array([interquartile_mean(curve.returns[-1]) for curve in curves])
     usual = np.median(ends)
     drawn = [curve for curve, end in zip(curves, ends) if end >= usual - 10 * abs(usual)]
-    last = np.concatenate([curve.returns[2:].ravel() for curve in drawn])
+    last = np.concatenate([curve.returns[min(2, len(curve.returns) - 1) :].ravel() for curve in drawn])
     low, high = np.quantile(last[np.isfinite(last)], [0.02, 1.0])
     return float(low), float(high)
 

@@ -55,7 +55,8 @@ class Reproduce:
             cells = kept_cells(cells, out)
             if not cells:
                 raise RunError(f"{out} holds no cell of the table; leave --kept out to compute some")
-        again = shlex.join(["holdfast", *sys.argv[1:]])
+        # What would compute the table, which it says of itself; cells that are kept are not computed again.
+        again = shlex.join(["holdfast", *(each for each in sys.argv[1:] if each != "--kept")])
         with ProgressBars(self.json) as bars:
             try:
                 found = fill(cells, out, bars.say)
