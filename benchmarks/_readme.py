@@ -332,7 +332,31 @@ PER_TASK = {"seeds": _seeds, "training_time": _time, "safeguard_speed": _speed, 
 """Benchmarks of every task, and what writes their rows."""
 OF_ALL = {"proofs": _proofs, "examples": _examples, "scaling": _scaling, "projection_speed": _projection}
 """Benchmarks that go through many tasks by themselves."""
-TABLES = {"safeguards": _safeguards}
+
+
+def _methods(found):
+    """Our own road's errors beside the best that another method reached without a violation."""
+    for task, rows in found.items():
+        ours, *others = rows
+        rivals = [row for row in others if not row["row"].startswith("ours") and not row["violations"]]
+        for name, mine in ours["metrics"].items():
+            if name == "return" or not rivals:
+                continue
+            best = min(rivals, key=lambda row: row["metrics"][name]["iqm"])
+            (low, high), other = mine["ci95"], best["metrics"][name]["iqm"]
+            words = (
+                f"{mine['iqm']:.3f} ({low:.3f} to {high:.3f}); best of {len(rivals)} rivals: {other:.3f}, {best['row']}"
+            )
+            given = "" if mine["published"] is None else f"{mine['published']:g}"
+            yield (
+                f"{task.replace('-', ' ')}, ours against rivals without a violation: {name} (IQM)",
+                given,
+                "least",
+                words,
+            )
+
+
+TABLES = {"safeguards": _safeguards, "lane-keeping": _methods, "power-loop": _methods}
 """Tables of `holdfast reproduce`."""
 LANE_KEEPING = {
     "committed_plan": _plans,
