@@ -328,8 +328,10 @@ def write_set_table(
     for task, rows in table.items():
         if not rows:
             continue
-        learned = [row["cell"] for row in rows if row["cell"] and row["updates"]]
-        figure = slice_figure(load_task(task), [_slice(task, cells[cell]["slice"]) for cell in learned])
+        learned = [row for row in rows if row["cell"] and row["updates"]]
+        figure = slice_figure(load_task(task), [_slice(task, cells[row["cell"]]["slice"]) for row in learned])
+        for ax, row in zip(figure.axes, learned):
+            ax.set_title(f"{row['backup']}; other states held", fontsize=9.5)
         files.append(out / f"{name}-{task}.png")
         atomic_write(files[-1], to_png(figure, dpi=110))
         parts.append(picture(files[-1], f"{task}: a slice of the certified sets"))
