@@ -26,7 +26,7 @@ class BackupSource(Source):
 
     @property
     def state_size(self) -> int:
-        return self.implicit_set.system.state_size
+        return self.implicit_set.policy.base.system.state_size
 
     def init(self, x: Float[Array, " n"]) -> Plan:
         return self.implicit_set.plan(x, self.acceptance)
