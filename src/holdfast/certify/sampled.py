@@ -88,7 +88,9 @@ def sample_base_set(
             "checked",
             "at run time, in the program that acts",
         ),
-        Obligation("model", "The plant is the model: x+ = F(x, u), and nothing disturbs it.", "assumed", "not shown here"),
+        Obligation(
+            "model", "The plant is the model: x+ = F(x, u), and nothing disturbs it.", "assumed", "not shown here"
+        ),
         ARITHMETIC,
     )
     margins = AcceptanceMargins(replayed["path"], replayed["base"], state_box)

@@ -7,7 +7,9 @@ A model of a few joints without contacts is a straight program of arithmetic, wh
 is proved as that of any other system. Where it cannot enter, `holdfast.certify` says at which operation, and samples.
 """
 
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +23,9 @@ from holdfast.sets import Box
 from holdfast.systems import System
 
 try:
-    import mujoco  # pyright: ignore[reportMissingImports]
-    from mujoco import mjx  # pyright: ignore[reportMissingImports]
+    with contextlib.redirect_stdout(sys.stderr):  # MJX prints what else it could use; stdout belongs to `--json`
+        import mujoco  # pyright: ignore[reportMissingImports]
+        from mujoco import mjx  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise ImportError(
         'holdfast.interop.mjx needs MuJoCo and MJX, which are not installed: pip install "holdfast[mjx]"'
