@@ -229,7 +229,7 @@ assert not changed, f"an import changed jax.config: {{changed}}"
 assert dict(os.environ) == environment, "an import changed the environment"
 assert numpy.random.get_state()[1].tobytes() == state, "an import drew from numpy's global generator"
 assert [f for f in filters if f not in warnings.filters] == [], "an import removed warning filters"
-assert not {"torch", "stable_baselines3", "mujoco"} & set(sys.modules), "an extra is imported by the core"
+assert not set(["torch", "stable_baselines3", "mujoco"]) & set(sys.modules), "an extra is imported by the core"
 try:
     jax.numpy.zeros(1)
 except Exception:

@@ -9,6 +9,7 @@ order of its terms, and a quotient is charged as a product with a reciprocal, so
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,10 @@ def needed_after(jaxpr: Jaxpr, needed: tuple[bool, ...], live: list[JaxprEqn]) -
     wanted = {atom for atom, need in zip(jaxpr.outvars, needed) if need and not isinstance(atom, Literal)}
     wanted.update(atom for equation in live for atom in equation.invars if not isinstance(atom, Literal))
     return [tuple(variable in wanted for variable in equation.outvars) for equation in live]
+
+
+def _aval(atom) -> Any:
+    return atom.aval
 
 
 def cholesky(a):
@@ -73,7 +78,7 @@ def triangular_solve(a, b, *, left_side: bool, lower: bool, transpose_a: bool, u
 
 def scattered_sum(equation: JaxprEqn, indices: np.ndarray) -> Callable:
     """(operand, updates) -> operand with the updates added at their places, which are found by trying each alone."""
-    operand, _, updates = (atom.aval for atom in equation.invars)
+    operand, _, updates = (_aval(atom) for atom in equation.invars)
     size = int(np.prod(operand.shape, dtype=int))
     places: list[list[int]] = [[] for _ in range(size)]
     count = int(np.prod(updates.shape, dtype=int))
@@ -110,7 +115,7 @@ def written_out(equation: JaxprEqn, values: list, function: str) -> tuple[Closed
             raise UnsupportedPrimitive(name, function, " with indices that depend on the arguments")
         call, taken = scattered_sum(equation, values[1]), (0, 2)
     else:
-        if any(atom.aval.ndim != 2 for atom in equation.invars):
+        if any(_aval(atom).ndim != 2 for atom in equation.invars):
             raise UnsupportedPrimitive(name, function, " of a batch of matrices")
         options = {key: params[key] for key in ("left_side", "lower", "transpose_a", "unit_diagonal") if key in params}
         call = cholesky if name == "cholesky" else lambda a, b: triangular_solve(a, b, **options)

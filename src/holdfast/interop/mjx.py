@@ -8,6 +8,7 @@ is proved as that of any other system. Where it cannot enter, `holdfast.certify`
 """
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -24,8 +25,9 @@ from holdfast.systems import System
 
 try:
     with contextlib.redirect_stdout(sys.stderr):  # MJX prints what else it could use; stdout belongs to `--json`
-        import mujoco  # pyright: ignore[reportMissingImports]
-        from mujoco import mjx  # pyright: ignore[reportMissingImports]
+        # By name, as their stubs do not know what their extension modules hold.
+        mujoco: Any = importlib.import_module("mujoco")
+        mjx: Any = importlib.import_module("mujoco.mjx")
 except ImportError as error:
     raise ImportError(
         'holdfast.interop.mjx needs MuJoCo and MJX, which are not installed: pip install "holdfast[mjx]"'
@@ -151,7 +153,7 @@ class MujocoPlant:
     """
 
     def __init__(self, model: "str | os.PathLike | mujoco.MjModel", dt: float | None = None):
-        self.model = model if isinstance(model, mujoco.MjModel) else _read(model)
+        self.model: Any = model if isinstance(model, mujoco.MjModel) else _read(model)
         self.substeps = _substeps(self.model, dt)
         self._data = mujoco.MjData(self.model)
 
