@@ -26,11 +26,11 @@ def sample_base_set(
     safe_set: SuperlevelSet,
     state_box: Box,
     *,
+    level: float,
+    samples: int,
     state_cost,
     input_cost,
     horizon: int,
-    level: float,
-    samples: int,
     seed: int = 0,
     physics: str = "",
 ) -> CertifiedBaseSet:
