@@ -45,7 +45,11 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "she
 FORBIDDEN_CALLS = {"eval", "exec", "__import__", "breakpoint"}
 
 #: Modules that need an extra: they import it at once, and whoever imports them has asked for it.
-EXTRAS = {"holdfast.interop.stable_baselines3": "stable_baselines3", "holdfast.interop.torch": "torch"}
+EXTRAS = {
+    "holdfast.interop.stable_baselines3": "stable_baselines3",
+    "holdfast.interop.torch": "torch",
+    "holdfast.interop.mjx": "mujoco",
+}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -225,7 +229,7 @@ assert not changed, f"an import changed jax.config: {{changed}}"
 assert dict(os.environ) == environment, "an import changed the environment"
 assert numpy.random.get_state()[1].tobytes() == state, "an import drew from numpy's global generator"
 assert [f for f in filters if f not in warnings.filters] == [], "an import removed warning filters"
-assert "torch" not in sys.modules and "stable_baselines3" not in sys.modules, "an extra is imported by the core"
+assert not set(["torch", "stable_baselines3", "mujoco"]) & set(sys.modules), "an extra is imported by the core"
 try:
     jax.numpy.zeros(1)
 except Exception:

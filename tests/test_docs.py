@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 #: What an extra brings; a page stops where the first block needs one that is not installed.
-NEEDED = {"stable_baselines3": "sb3", "torch": "torch"}
+NEEDED = {"stable_baselines3": "sb3", "torch": "torch", "mujoco": "mjx"}
 #: Toy sizes: what stands on the page, and what is run.
 TOY = {
     "num_envs=64": "num_envs=8",

@@ -14,6 +14,7 @@ from holdfast.certify.proof import InvarianceProof, invariance_robustness
 from holdfast.certify.refutation import Refutation, no_action_keeps
 from holdfast.certify.robust_invariance import RobustProof, prove_robust_invariance
 from holdfast.certify.rounding import flow_deviation, rounding_error
+from holdfast.certify.sampled import sample_base_set
 from holdfast.certify.slope import interval_jacobian
 from holdfast.certify.synthesis import NotSynthesised, synthesise_invariant_set
 from holdfast.certify.vertex_test import largest_contractive_level, prove_contraction
@@ -51,6 +52,7 @@ __all__ = [
     "prove_robust_invariance",
     "rounding_error",
     "safe_bounds",
+    "sample_base_set",
     "synthesise_invariant_set",
     "verify_zonotope",
     "zonotope_polytope",

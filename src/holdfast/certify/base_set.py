@@ -80,7 +80,7 @@ def certify_base_set(
         ValueError: if the equilibrium or the linearisation is unusable (`design_base_controller`).
     """
     base = design_base_controller(system, state_cost, input_cost)
-    _require_safe_equilibrium(base, safe_set)
+    require_safe_equilibrium(base, safe_set)
     subject = f"{type(system).__name__} in {{{', '.join(safe_set.names) or 'h >= 0'}}}"
     if level is None:
         invariance, containment = _largest(base, safe_set, state_box, max_boxes, max_seconds)
@@ -107,7 +107,7 @@ def certify_base_set(
     return CertifiedBaseSet(base, margins, certificate)
 
 
-def _require_safe_equilibrium(base: BaseSet, safe_set: SuperlevelSet) -> None:
+def require_safe_equilibrium(base: BaseSet, safe_set: SuperlevelSet) -> None:
     margin = np.atleast_1d(np.asarray(safe_set.margin(base.system.equilibrium()[0])))
     if not np.all(margin > 0):
         row = int(np.argmin(np.where(np.isfinite(margin), margin, -np.inf)))

@@ -15,6 +15,16 @@ MEANING: dict[str, str] = {
 }
 
 
+#: Obligations whose proof is the promise: with one of these only sampled a certificate does not hold.
+NEED_A_PROOF = (
+    "base set invariant",
+    "base set safe",
+    "rounding along a plan",
+    "rounding inside the base set",
+    "recursive feasibility",
+)
+
+
 @dataclass(frozen=True)
 class Obligation:
     """One thing that must hold for the promise to hold.
@@ -51,7 +61,16 @@ class Certificate:
     @property
     def holds(self) -> bool:
         """Whether every obligation is proved, checked or assumed, or sampled where sampling decides nothing."""
-        return all(o.discharge not in ("not proved", "refuted") for o in self.obligations)
+        return not self.open
+
+    @property
+    def open(self) -> tuple[Obligation, ...]:
+        """What keeps the certificate from holding: refuted, not proved, or sampled where the promise rests on it."""
+        return tuple(
+            o
+            for o in self.obligations
+            if o.discharge in ("not proved", "refuted") or (o.discharge == "sampled" and o.name in NEED_A_PROOF)
+        )
 
     def __getitem__(self, name: str) -> Obligation:
         for obligation in self.obligations:

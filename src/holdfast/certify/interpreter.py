@@ -13,48 +13,16 @@ says where each entry comes from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 from holdfast.certify import interval as iv
+from holdfast.certify.domain import Domain, UnsupportedPrimitive
 from holdfast.certify.interval import Interval
-
-
-class UnsupportedPrimitive(NotImplementedError):
-    """A function uses a JAX primitive for which a domain has no rule."""
-
-    def __init__(self, primitive: str, function: str, detail: str = ""):
-        self.primitive = primitive
-        super().__init__(
-            f"{function} uses the JAX primitive '{primitive}'{detail}, for which there is no enclosure rule, so "
-            f"nothing can be proved about it. Rewrite that part of {function} with supported operations (arithmetic, "
-            "powers, sqrt, exp, log, trigonometric and hyperbolic functions, min, max, clip, where, round, matrix "
-            "products, sums, indexing with fixed indices, scan of fixed length), or add a rule in holdfast.certify."
-        )
-
-
-class Domain(Protocol):
-    """What a domain of abstract values provides. A value's arrays have shape ``value_shape + tail``."""
-
-    rules: dict[str, Callable[..., Any]]  #: primitive name -> rule(*values, **params)
-
-    def constant(self, array: np.ndarray) -> Any:
-        """A float constant [...]."""
-
-    def gather(self, values: list[Any], sizes: list[int], index: np.ndarray) -> Any:
-        """Entries `index` [...] of the values, flattened and laid end to end."""
-
-    def enclosure(self, value: Any) -> Interval:
-        """What comparisons see."""
-        ...
-
-    def select(self, which: Interval, if_false: Any, if_true: Any) -> Any: ...
-
-    def total(self, terms: list[Any]) -> Any:
-        """Sum of the terms, in whatever order the compiler likes."""
+from holdfast.certify.written_out import WRITTEN_OUT, live_equations, needed_after, written_out
 
 
 def gather_arrays(arrays: list[np.ndarray], sizes: list[int], index: np.ndarray, tail: int) -> np.ndarray:
@@ -147,9 +115,11 @@ class Program:
     def _as_value(domain: Domain, value):
         return domain.constant(value) if isinstance(value, np.ndarray) else value
 
-    def _run(self, domain: Domain, program, values) -> list[Any]:
+    def _run(self, domain: Domain, program, values, needed: tuple[bool, ...] | None = None) -> list[Any]:
+        """Results for values; None for those that are not `needed`, with what only they depend on left out."""
         closed = isinstance(program, ClosedJaxpr)
         jaxpr = program.jaxpr if closed else program
+        needed = (True,) * len(jaxpr.outvars) if needed is None else needed
         store: dict = {}
 
         def known_or_constant(array):
@@ -160,20 +130,31 @@ class Program:
             store[var] = known_or_constant(const)
         store.update(zip(jaxpr.invars, values))
         read = lambda atom: known_or_constant(atom.val) if isinstance(atom, Literal) else store[atom]  # noqa: E731
-        for equation in jaxpr.eqns:
-            results = self._equation(domain, equation, [read(atom) for atom in equation.invars])
+        for equation, wanted in self._live(jaxpr, needed):
+            results = self._equation(domain, equation, [read(atom) for atom in equation.invars], wanted)
             store.update(zip(equation.outvars, results))
-        return [read(atom) for atom in jaxpr.outvars]
+        return [read(atom) if need else None for atom, need in zip(jaxpr.outvars, needed)]
 
-    def _equation(self, domain: Domain, equation, values: list[Any]) -> list[Any]:
+    def _live(self, jaxpr, needed: tuple[bool, ...]) -> list:
+        """Pairs of a live equation and which of its results are needed."""
+        key = (id(jaxpr), needed)
+        if key not in self._memory:
+            live = live_equations(jaxpr, needed)
+            self._memory[key] = list(zip(live, needed_after(jaxpr, needed, live)))
+        return self._memory[key]
+
+    def _equation(self, domain: Domain, equation, values: list[Any], needed: tuple[bool, ...]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         if name in _CALLS and _CALLS[name] in params:
-            return self._run(domain, params[_CALLS[name]], values)
+            return self._run(domain, params[_CALLS[name]], values, needed)
         if name == "scan":
             return self._scan(domain, equation, values)
         if all(isinstance(v, np.ndarray) for v in values):
             results = self._remember(equation, values, lambda: self._bind(equation, values))
             return [domain.constant(r) if np.issubdtype(r.dtype, np.floating) else r for r in results]
+        if name in WRITTEN_OUT:
+            program, taken = self._remember(equation, values, lambda: written_out(equation, values, self.name))
+            return self._run(domain, program, [self._as_value(domain, values[i]) for i in taken])
         if name in _MOVES and not (name == "select_n" and not isinstance(values[0], np.ndarray)):
             return self._move(domain, equation, values)
         if name in _COMPARISONS:
@@ -200,9 +181,7 @@ class Program:
             return self._convert(domain, equation, values[0])
         values = [self._as_value(domain, v) for v in values]
         if name == "reduce_sum":
-            terms = self._slices(domain, equation, values[0])
-            # A sum over nothing is zero.
-            return domain.total(terms) if terms else domain.constant(np.zeros(equation.outvars[0].aval.shape))
+            return self._total(domain, equation, self._slices(domain, equation, values[0]))
         if name in ("reduce_max", "reduce_min", "reduce_prod"):
             rule = domain.rules[{"reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul"}[name]]
             terms = self._slices(domain, equation, values[0])
@@ -323,7 +302,12 @@ class Program:
             same = a is b and (rows == columns).all()
             y = x if same else domain.gather([b], [self._size(shapes[1])], columns)
             terms.append(domain.rules["mul"](x, y))
-        return domain.total(terms)
+        return self._total(domain, equation, terms)
+
+    @staticmethod
+    def _total(domain: Domain, equation, terms: list):
+        """The sum of the terms; over nothing it is zero."""
+        return domain.total(terms) if terms else domain.constant(np.zeros(equation.outvars[0].aval.shape))
 
     @staticmethod
     def _size(shape) -> int:

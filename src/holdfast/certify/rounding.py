@@ -62,10 +62,10 @@ class Rounded:
 
     @property
     def computed(self) -> Interval:
-        """Where the computed value can be."""
-        return Interval(
-            np.nextafter(self.value.lo - self.error, -np.inf), np.nextafter(self.value.hi + self.error, np.inf)
-        )
+        """Where the computed value can be: exactly where the exact one is, if it has no error (a constant zero is zero)."""
+        lo, hi = self.value.lo - self.error, self.value.hi + self.error
+        exact = self.error == 0
+        return Interval(np.where(exact, lo, np.nextafter(lo, -np.inf)), np.where(exact, hi, np.nextafter(hi, np.inf)))
 
     @property
     def size(self) -> np.ndarray:

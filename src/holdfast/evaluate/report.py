@@ -240,7 +240,7 @@ def _notes(safety: Mapping[str, Any], certificate: Certificate | None) -> list[s
     if certificate is None:
         notes.append("No certificate belongs to this report.")
     elif not certificate.holds:
-        notes.append("The certificate does not hold: an obligation is refuted or not proved.")
+        notes.append("The certificate does not hold: an obligation is refuted, not proved or only sampled.")
     return notes
 
 

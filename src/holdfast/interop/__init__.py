@@ -1,8 +1,8 @@
-"""Plugging in elsewhere: Gymnasium, Stable-Baselines3, PyTorch, and controllers that run without holdfast.
+"""Plugging in elsewhere: Gymnasium, Stable-Baselines3, PyTorch, MuJoCo MJX, and controllers that run without holdfast.
 
-`holdfast.interop.stable_baselines3` and `holdfast.interop.torch` need extras and are imported by their own names, as is
-`holdfast.interop.gymnasium`. The rest is imported when it is asked for: a robot that loads a controller must not load what
-trained it.
+`holdfast.interop.stable_baselines3`, `holdfast.interop.torch` and `holdfast.interop.mjx` need extras and are imported by
+their own names, as is `holdfast.interop.gymnasium`. The rest is imported when it is asked for: a robot that loads a
+controller must not load what trained it.
 """
 
 import importlib

@@ -32,7 +32,7 @@ def complete_task(task: Task) -> Task:
             horizon=safety.horizon,
         )
         missing = {name: getattr(found, name) for name in boxes if name not in given}
-        safety = SafetySettings(found.state_cost, found.input_cost, found.horizon, safety.level)
+        safety = SafetySettings(found.state_cost, found.input_cost, found.horizon, safety.level, safety.samples)
         missing["safety"] = safety
     if not task.name:
         missing["name"] = kind.__name__

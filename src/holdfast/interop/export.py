@@ -118,7 +118,7 @@ def _require_promise(guard: Any, certificate: Certificate, physics: str | None) 
         raise NotExportable(
             f"guard is a {type(guard).__name__}, so there is no safeguard to export; train with --safeguard ray (or another)"
         )
-    broken = [o.name for o in certificate.obligations if o.discharge in ("not proved", "refuted")]
+    broken = [o.name for o in certificate.open]
     if broken:
         raise NotExportable(
             f"the certificate does not hold ({', '.join(broken)}); a run must be verified before it is exported"

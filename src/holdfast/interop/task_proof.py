@@ -13,6 +13,7 @@ from holdfast.certify import (
     certify_base_set,
     certify_invariant_set,
     interval_eval,
+    sample_base_set,
 )
 from holdfast.certify.duality import bounding_box
 from holdfast.runs import physics_hash
@@ -56,8 +57,10 @@ def certify_task(
         horizon: steps of the backup flow; the task's own if not given.
         max_seconds: for each search of the proof.
 
+    A task whose settings ask for `samples` has its base set tried instead of proved: the certificate does not hold.
+
     Raises:
-        ValueError: if a level or a horizon is asked of an invariant set, which has none.
+        ValueError: if a level or a horizon is asked of an invariant set, which has none, or none is given for sampling.
         NotProvable and others: as `certify_base_set` and `certify_robust_task` do.
     """
     if isinstance(task.safety, RobustSafety):
@@ -67,17 +70,21 @@ def certify_task(
                     f"{name} = {value}; {task.name} is kept by a robust control invariant set, which has none: leave it out"
                 )
         return certify_robust_task(task, physics=physics_of(task), max_seconds=max_seconds)
-    return certify_base_set(
-        task.system,
-        task.safe_set,
-        task.state_box,
-        state_cost=np.asarray(task.safety.state_cost),
-        input_cost=np.asarray(task.safety.input_cost),
-        horizon=horizon or task.safety.horizon,
-        level=task.safety.level if level is None else level,
-        physics=physics_of(task),
-        max_seconds=max_seconds,
-    )
+    level = task.safety.level if level is None else level
+    subject = (task.system, task.safe_set, task.state_box)
+    settings: dict = {
+        "state_cost": np.asarray(task.safety.state_cost),
+        "input_cost": np.asarray(task.safety.input_cost),
+        "horizon": horizon or task.safety.horizon,
+        "physics": physics_of(task),
+    }
+    if task.safety.samples:
+        if level is None:
+            raise ValueError(
+                f"level = None; {task.name} asks for samples = {task.safety.samples}, and sampling finds no level: give one"
+            )
+        return sample_base_set(*subject, **settings, level=level, samples=task.safety.samples)
+    return certify_base_set(*subject, **settings, level=level, max_seconds=max_seconds)
 
 
 def robust_safety(task: Task) -> RobustSafety:

@@ -24,12 +24,15 @@ class SafetySettings(eqx.Module):
             rule.
         horizon: N, steps of the backup flow; 0: from the time that the base controller takes to arrive.
         level: c of the base set; None asks for the largest level that can be proved.
+        samples: random states at which the base set is tried instead of proved, where intervals cannot enter the step; its
+            certificate then says so and does not hold. It needs a level. 0: proved.
     """
 
     state_cost: tuple[float, ...] = eqx.field(static=True, default=())
     input_cost: tuple[float, ...] = eqx.field(static=True, default=())
     horizon: int = eqx.field(static=True, default=0)
     level: float | None = eqx.field(static=True, default=None)
+    samples: int = eqx.field(static=True, default=0)
 
 
 class RobustSafety(eqx.Module):
