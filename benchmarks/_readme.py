@@ -301,6 +301,8 @@ def _projection(found, task):
             what = f"{whole} ({name}, {each['rows']} half-spaces, float32) against cvxpylayers (float64), time a batch element"
             yield what, "1", ">= 200x", f"{ratios[0]:.0f}x; with gradient {ratios[1]:.0f}x"
         words = f"{far['largest']:.1e} in {far['instances']:,}"
+        if far["unsolved_by_clarabel"]:
+            words += f"; Clarabel gives up on {far['unsolved_by_clarabel']:,} more"
         yield f"boundary projection ({name}) against Clarabel, largest difference", "", "<= 1e-6", words
 
 
