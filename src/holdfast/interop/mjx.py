@@ -176,8 +176,9 @@ def _read(xml: str | os.PathLike) -> "mujoco.MjModel":
 
 
 def _cast(part: Any, dtype) -> Any:
+    """Floats in a precision; whole numbers in JAX's own."""
     return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, dtype if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype), part
+        lambda leaf: jnp.asarray(leaf, dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.asarray(leaf), part
     )
 
 
