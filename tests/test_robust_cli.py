@@ -43,7 +43,8 @@ def test_what_a_task_ships_is_proved(task):
 def test_a_set_of_ones_own_is_proved_or_refuted_with_a_state_and_a_disturbance(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"centre": [0, 0], "generators": [[1.0, 0.0, 0.5], [0.0, 3.0, -0.5]]}))
-    assert command("verify", "balance-pendulum", "--set", str(file), "--json").json["holds"]
+    own, shipped = (command("verify", "balance-pendulum", *set_, "--json").json for set_ in (("--set", str(file)), ()))
+    assert own["holds"] and own["physics"] != shipped["physics"]
     file.write_text(json.dumps({"centre": [0, 0], "generators": [[3.1, 0.0], [0.0, 7.9]]}))
     answer = command("verify", "balance-pendulum", "--set", str(file), "--json")
     assert answer.code == 1 and not answer.json["holds"]
@@ -72,6 +73,11 @@ def test_a_file_that_holds_no_set_is_named(tmp_path, content, message):
     (tmp_path / "bad.json").write_text(content)
     answer = command("verify", "balance-pendulum", "--set", str(tmp_path / "bad.json"))
     assert answer.code == 2 and message in " ".join(answer.err.split())
+
+
+def test_a_task_with_a_backup_takes_no_set(tmp_path):
+    answer = command("verify", "lane-keeping", "--set", str(tmp_path / "mine.json"))
+    assert answer.code == 2 and "is kept by a backup" in " ".join(answer.err.split())
 
 
 @pytest.mark.parametrize("option", [("--level", "3"), ("--horizon", "5")])

@@ -18,7 +18,6 @@ from holdfast.cli.build import (
     certify_task,
     load_task,
     make_guard,
-    physics_of,
     require_useful_backup,
 )
 from holdfast.cli.config import TrainConfig
@@ -178,7 +177,7 @@ class Verify:
         else:
             task = load_task(spec)
         if self.set is not None:
-            certified = certify_own_set(task, self.set, physics=physics_of(task), max_seconds=self.max_seconds)
+            certified = certify_own_set(task, self.set, max_seconds=self.max_seconds)
         else:
             certified = certify_task(task, level=level, horizon=horizon, max_seconds=self.max_seconds)
         certificate = certified.certificate.to_json()
