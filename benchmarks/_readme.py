@@ -239,6 +239,15 @@ def _safeguards(found):
             f"{worst} {against[worst]['relative']:+.2%} (from {against[worst]['relative_interval'][0]:+.2%})"
         )
         yield f"{task}: SHAC behind boundary projection against unsafe, paired IQM difference", "", ">= -5 %", words
+    ends = {
+        (task, row["safeguard"]): row["last_against_best"]["relative_interval"][0] >= -0.05
+        for task, rows in found.items()
+        for row in rows
+        if task.startswith("balance-") and row["algorithm"] == "shac" and row["safeguard"] != "none"
+    }
+    late = ", ".join(f"{name} ({task})" for (task, name), within in ends.items() if not within)
+    words = f"{sum(ends.values())} of {len(ends)} variants" + (f"; not {late}" if late else "")
+    yield "balance tasks: SHAC's last evaluation within 5 % of its best", "", "all", words
     counts = ("training_violations", "violations", "chosen_noise_violations")
     violations = sum(row[count] or 0 for row in guarded for count in counts)
     chosen = [row["training_under_chosen_noise"] for row in guarded if row["training_under_chosen_noise"]]

@@ -23,7 +23,7 @@ from holdfast.backup import BackupNetwork
 from holdfast.cli.build import backup_trainer, certify_task, load_task, make_guard, of_seed, policy_trainer
 from holdfast.cli.config import TrainConfig
 from holdfast.learn import initialise
-from holdfast.learn.loop import _compile
+from holdfast.learn.loop import compiled
 
 PUBLISHED = {"lane-keeping": 60.0, "power-loop": 31.0}
 """Environment steps per second on a V100."""
@@ -120,7 +120,7 @@ class Piece:
     def run(self) -> None:
         """One more piece."""
         if self.program is None:
-            self.program = _compile(self.trainer, self.state)
+            self.program = compiled(self.trainer, self.state)
             self.state, _ = jax.block_until_ready(self.program(self.state, self.updates))
         begin, cpu = time.perf_counter(), time.process_time()
         self.state, metrics = jax.block_until_ready(self.program(self.state, self.updates))

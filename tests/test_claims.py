@@ -38,24 +38,25 @@ def test_the_table_of_numbers_is_what_the_results_files_give():
 
 
 def test_the_committed_table_of_safeguards_says_what_the_docs_say():
-    table = _readme.reproduced("safeguards")
+    table, missed = _readme.reproduced("safeguards"), set()
     assert table is not None and len(table) == 5
     for task, rows in table.items():
         for row in rows:
-            seeds, guarded = (10 if row["algorithm"] == "shac" else 3), row["safeguard"] != "none"
-            assert row["seeds"] >= seeds
-            if guarded:
-                counts = (
-                    "training_violations",
-                    "violations",
-                    "chosen_noise_violations",
-                    "lapses",
-                    "uncertified_starts",
-                )
-                assert not any(row[count] for count in counts), (task, row["safeguard"])
-                assert row["relative_time"] is None or row["relative_time"] <= 3
-            if guarded and task.startswith("balance-") and row["algorithm"] == "shac":
-                assert row["against_unsafe"]["relative_interval"][0] >= -0.05, (task, row["safeguard"])
+            name, shac = row["safeguard"], row["algorithm"] == "shac"
+            assert row["seeds"] >= (10 if shac else 3)
+            if name == "none":
+                continue
+            counts = ("training_violations", "violations", "chosen_noise_violations", "lapses", "uncertified_starts")
+            assert not any(row[count] for count in counts), (task, name)
+            chosen = row["training_under_chosen_noise"]
+            assert chosen is None or not chosen["violations"] + chosen["unpromised_violations"]
+            assert 0 < row["relative_time"] <= 3
+            if shac and task.startswith("balance-"):
+                assert row["against_unsafe"]["relative_interval"][0] >= -0.05, (task, name)
+                if row["last_against_best"]["relative_interval"][0] < -0.05:
+                    missed.add((task, name))
+    # What was asked for and missed is named in docs/safeguards_compared.md and in the README's row.
+    assert missed == {("balance-cartpole", name) for name in ("ray mask", "ray mask, pass-through", "ray mask, chord")}
 
 
 def test_the_picture_is_there():
