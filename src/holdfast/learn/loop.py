@@ -45,12 +45,11 @@ def _over_seeds(function: Callable, stacked):
     return jax.vmap(function)(stacked)
 
 
-def _compiler_options() -> dict[str, int | bool] | None:
-    """On CPU, the first level of LLVM's optimiser, and fusions written by LLVM's builder: a training program is large, runs
-    for a minute, and compiles in half of the time, at no cost that could be measured."""
-    if jax.default_backend() != "cpu":
-        return None
-    return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+def _compiler_options() -> dict[str, int] | None:
+    """On CPU, the first level of LLVM's optimiser: a training program is large, runs for a minute, and compiles in two
+    thirds of the time, at no cost that could be measured. (XLA without its fusion emitters compiles faster still, and trains
+    SAC through a safeguard at less than half of the speed.)"""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
 def _strong(leaf):
