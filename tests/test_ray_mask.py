@@ -164,11 +164,9 @@ def test_masks_are_one_to_one_and_onto(shape, centre):
 def test_derivatives_match_differences_and_keep_the_rank(shape, centre):
     guard, _ = masked(2, shape, centre)
     x, u = states(2, COUNT, seed=5), proposals(2, COUNT, seed=6, largest=0.98)
-    exact, finite = differences(guard, x, u, jax.vmap(guard.init)(x))
-    size = 1 + np.max(np.abs(exact), axis=(1, 2))
-    # Differences across a kink are none.
-    tolerance = 1e-4
-    assert np.mean(np.max(np.abs(exact - finite), axis=(1, 2)) < tolerance * size) > 0.94
+    exact, finite, smooth = differences(guard, x, u, jax.vmap(guard.init)(x))
+    good = np.max(np.abs(exact - finite), axis=(1, 2)) < 1e-4 * (1 + np.max(np.abs(exact), axis=(1, 2)))
+    assert np.all(good[smooth]) and smooth.mean() > 0.9
     singular = np.linalg.svd(exact[:, :, :2], compute_uv=False)
     # The tails of the hyperbola are flat, and some backup actions lie on the boundary itself.
     assert np.mean(singular[:, -1] > (1e-3 if shape == "linear" else 1e-9)) > 0.9
@@ -253,9 +251,9 @@ def test_masks_work_on_the_implicit_set(shape):
     # The set is not convex, so that a shorter way along the ray may be refused; here it hardly ever is.
     passed = np.asarray(jax.jit(lambda s, x, u: check(x, mask(s, x, u)).certified)(state, x, u))
     assert passed.mean() > 0.9
-    exact, finite = differences(guard, x, u, state)
+    exact, finite, smooth = differences(guard, x, u, state)
     close = np.max(np.abs(exact - finite), axis=(1, 2)) < 1e-3 * (1 + np.max(np.abs(exact), axis=(1, 2)))
-    assert close[passed].mean() > 0.9
+    assert np.all(close[passed & smooth]) and np.mean(passed & smooth) > 0.85
     assert np.mean(np.linalg.svd(exact[passed][:, :, :2], compute_uv=False)[:, -1] > 1e-6) > 0.9
 
 
