@@ -293,12 +293,22 @@ def _layer(found, task):
 
 def _throughput(found, task):
     published = found["published_steps_per_second_on_a_v100"]
-    names = {"none": "no safeguard", "backup_cbf": "the published layer", "backup_cbf_verified": "that layer, verified"}
+    names = {
+        "none": "no safeguard",
+        "backup_cbf": "the published layer, in our form",
+        "backup_cbf_verified": "that layer, verified",
+        "qpax": "the published layer as published (qpax)",
+    }
     for name, each in found["guards"].items():
         what = names.get(name, f"our safeguard, `{name}`")
         wanted = ">= 1000" if name not in names else ""
         words = f"{each['steps_per_second']:,.0f} ({each['steps_per_cpu_second']:,.0f} a CPU second)"
-        yield f"SAC through {what}: environment steps a second", f"{published} (V100)", wanted, words
+        yield (
+            f"SAC through {what}: environment steps a second",
+            f"{published:g} (V100)" if name == "qpax" else "",
+            wanted,
+            words,
+        )
 
 
 def _projection(found, task):
