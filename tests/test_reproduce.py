@@ -69,6 +69,16 @@ def test_the_table_of_sets_has_shares_and_slices(tmp_path, monkeypatch):
     assert (tmp_path / "invariant-set-lane-keeping.png").stat().st_size > 10_000
 
 
+def test_the_published_ablation_tells_one_error_and_a_share_of_safe_episodes():
+    removed = "ours, safeguard removed at deployment"
+    table = cell({"ours": ([0.37, 0.38], 0), removed: ([0.1, 0.1], 5)})
+    for row in table["rows"].values():
+        row["metrics"] = dict.fromkeys(("p_rmse", "v_rmse", "att_rmse"), row["metrics"]["y_rmse"])
+    _, row = method_rows("power-loop", ("ours",), {"power-loop/ours": table}, "ablation")
+    told = {name: each["published"] for name, each in row["metrics"].items()}
+    assert told == {"p_rmse": 0.74, "v_rmse": None, "att_rmse": None} and row["safe_published"] == 0.0
+
+
 @pytest.mark.parametrize(
     "asked, said",
     [

@@ -39,8 +39,8 @@ PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 #: The published ablation tells the first metric, and a share of safe episodes where the layer was removed.
-ABLATED: dict[str, dict[str, tuple[float, ...]]] = {
-    "power-loop": {OURS: (0.5275,), REMOVED: (0.74, 0.0), ADDED: (0.93,)},
+ABLATED: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "power-loop": {OURS: (0.5275,), REMOVED: (0.74, None, None, 0.0), ADDED: (0.93,)},
 }
 #: The component on the horizontal axis (None: time) and the one on the vertical axis of the picture of paths.
 _SHOWN: dict[str, tuple[int | None, int]] = {"lane-keeping": (None, 0), "power-loop": (0, 2)}
