@@ -317,7 +317,8 @@ def _projection(found, task):
         for ours in each["forward"]["ratio"]:
             ratios = [each[way]["ratio"][ours] for way in ("forward", "forward_and_gradient")]
             whole = "the whole safeguard" if ours == "safeguard" else "boundary projection"
-            what = f"{whole} ({name}, {each['rows']} half-spaces, float32) against cvxpylayers (float64), time a batch element"
+            kind = f"{name}, {each['rows']} half-spaces, float32, calls in a row"
+            what = f"{whole} ({kind}) against cvxpylayers (float64), time a batch element"
             yield what, "1", ">= 200x", f"{ratios[0]:.0f}x; with gradient {ratios[1]:.0f}x"
         words = f"{far['largest']:.1e} in {far['instances']:,}"
         if far["unsolved_by_clarabel"]:

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-# Compile time is the suite's main cost, and this halves it. `XLA_FLAGS= make test` runs as the compiler is set by itself; the
-# committed attacks (benchmarks/attack.py) do so always.
+# Compile time is the suite's main cost, and this takes away a third of it. `XLA_FLAGS= make test` runs as the compiler is
+# set by itself; the committed attacks (benchmarks/attack.py) do so always.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax

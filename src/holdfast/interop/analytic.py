@@ -27,7 +27,8 @@ def analytic_safeguard(task: Task | str, maps: Sequence[str] = ("ray",), max_sec
         max_seconds: for each search of the proof.
 
     Raises:
-        ValueError: for a task without settings for its safety, an unknown map, or a set that is not proved.
+        ValueError: for a task without settings for its safety, an unknown map, or a set that is not proved (one that is
+            only sampled, either: build its `Safeguard` yourself, knowing what it rests on).
         NotProvable: if no level of a base set can be proved.
     """
     task = task_named(task) if isinstance(task, str) else task
@@ -43,7 +44,7 @@ def analytic_safeguard(task: Task | str, maps: Sequence[str] = ("ray",), max_sec
     with jax.enable_x64(True):  # a proof is made in float64, whatever the program runs in
         task = complete_task(task)
         certified = certify_task(task, max_seconds=max_seconds)
-    wrong = [o.name for o in certified.certificate.obligations if o.discharge in ("not proved", "refuted")]
+    wrong = [o.name for o in certified.certificate.open]
     if wrong:
         raise ValueError(
             f"analytic_safeguard: of {task.name} not proved: {', '.join(wrong)}. `holdfast verify` tells more; a safeguard "

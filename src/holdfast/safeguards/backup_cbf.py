@@ -171,15 +171,12 @@ class BackupCBF(eqx.Module):
             problem = jax.lax.stop_gradient(problem)
         solution = project(*problem, *bounds, weights=weights)
         value = solution.value
-        solved = finite & solution.solved & jnp.all(jnp.isfinite(value))
         if self.gradient == "relaxed":
-            # Double where: a problem without a solution has no derivative, and 0 * NaN is NaN.
-            value, A, b = jnp.where(solved, value, wanted), jnp.where(solved, A, 0.0), jnp.where(solved, b, -1.0)
             value = with_relaxed_tangents(value, wanted, A, b, *bounds, weights, self.relaxation)
         # A proposal that no row and no bound moves keeps its derivative, whatever that of moved ones is.
         kept = jnp.all(solution.value[:m] == u)
         action = jnp.where(kept & (self.gradient != "relaxed"), u, value[:m])
-        return LayerAnswer(action, jax.lax.stop_gradient(solution.value[m]), solved, least)
+        return LayerAnswer(action, jax.lax.stop_gradient(solution.value[m]), finite & solution.solved, least)
 
     def rows(self, x: Float[Array, " n"], moved: Moved | None = None) -> tuple[Float[Array, "R m"], Float[Array, " R"]]:
         """(A, b) with A u >= b, R = (N+1) p + 1: safe-set rows node by node, then the base-set row.
